@@ -1,0 +1,127 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/macros.h"
+
+// Branch-free elementary functions from additions, multiplications and bit operations alone. They
+// vectorise in plain loops and, because the library is compiled without floating-point
+// contraction, give the same bits in every instruction set, on the GPU and in the emulator.
+
+namespace regkern {
+
+template <typename To, typename From>
+REGKERN_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// ln x for finite x > 0, within 2 ulp. x = m 2^e with m in [√½, √2), s = (m − 1)/(m + 1),
+// ln m = 2 atanh s = 2 (s + s³/3 + s⁵/5 + …).
+REGKERN_HD float log(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x) - 0x3F3504F3u;  // √½
+  const float e = static_cast<float>(static_cast<int32_t>(bits) >> 23);
+  const float m = bit_cast<float>((bits & 0x007FFFFFu) + 0x3F3504F3u);
+  const float s = (m - 1.0f) / (m + 1.0f);
+  const float z = s * s;
+  float series = 1.0f / 9;
+  series = series * z + 1.0f / 7;
+  series = series * z + 1.0f / 5;
+  series = series * z + 1.0f / 3;
+  const float tail = 2.0f * s * z * series;
+  // ln 2 in two parts, so that e ln 2 is exact in its high one.
+  return e * 0.693145752f + (2.0f * s + (tail + e * 1.42860677e-6f));
+}
+
+REGKERN_HD double log(double x) {
+  const uint64_t bits = bit_cast<uint64_t>(x) - 0x3FE6A09E667F3BCDull;  // √½
+  const double e = static_cast<double>(static_cast<int64_t>(bits) >> 52);
+  const double m = bit_cast<double>((bits & 0x000FFFFFFFFFFFFFull) + 0x3FE6A09E667F3BCDull);
+  const double s = (m - 1.0) / (m + 1.0);
+  const double z = s * s;
+  double series = 1.0 / 23;
+  series = series * z + 1.0 / 21;
+  series = series * z + 1.0 / 19;
+  series = series * z + 1.0 / 17;
+  series = series * z + 1.0 / 15;
+  series = series * z + 1.0 / 13;
+  series = series * z + 1.0 / 11;
+  series = series * z + 1.0 / 9;
+  series = series * z + 1.0 / 7;
+  series = series * z + 1.0 / 5;
+  series = series * z + 1.0 / 3;
+  const double tail = 2.0 * s * z * series;
+  return e * 0.6931471803691238 + (2.0 * s + (tail + e * 1.9082149292705877e-10));
+}
+
+// eˣ for |x| ≤ 700, within 2 ulp; outside, the value at the nearer end. x = k ln 2 + r, |r| ≤ ½ ln 2.
+REGKERN_HD double exp(double x) {
+  x = x > 700.0 ? 700.0 : x;
+  x = x < -700.0 ? -700.0 : x;
+  // Adding 1.5 · 2⁵² rounds to the nearest integer, which then stands in the low bits.
+  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
+  const double k = shifted - 6755399441055744.0;
+  const double r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10;
+  double series = 1.0 / 6227020800.0;
+  series = series * r + 1.0 / 479001600.0;
+  series = series * r + 1.0 / 39916800.0;
+  series = series * r + 1.0 / 3628800.0;
+  series = series * r + 1.0 / 362880.0;
+  series = series * r + 1.0 / 40320.0;
+  series = series * r + 1.0 / 5040.0;
+  series = series * r + 1.0 / 720.0;
+  series = series * r + 1.0 / 120.0;
+  series = series * r + 1.0 / 24.0;
+  series = series * r + 1.0 / 6.0;
+  series = series * r + 0.5;
+  series = series * r + 1.0;
+  series = series * r + 1.0;
+  const int64_t exponent = bit_cast<int64_t>(shifted) - bit_cast<int64_t>(6755399441055744.0);
+  return series * bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
+}
+
+// cos 2πt and sin 2πt for t in [0, 1]: a quarter turn is split off, Taylor does the rest.
+REGKERN_HD void cos_sin_turns(float t, float* cosine, float* sine) {
+  const float shifted = t * 4.0f + 12582912.0f;  // 1.5 · 2²³ rounds to an integer
+  const float quarter = shifted - 12582912.0f;
+  const int32_t q = bit_cast<int32_t>(shifted) & 3;
+  const float a = (t - quarter * 0.25f) * 6.28318531f;
+  const float z = a * a;
+  float s = 1.0f / 362880;
+  s = s * z - 1.0f / 5040;
+  s = s * z + 1.0f / 120;
+  s = s * z - 1.0f / 6;
+  s = a + a * z * s;
+  float c = 1.0f / 40320;
+  c = c * z - 1.0f / 720;
+  c = c * z + 1.0f / 24;
+  c = c * z - 0.5f;
+  c = c * z + 1.0f;
+  const float x = (q & 1) ? s : c;
+  const float y = (q & 1) ? c : s;
+  *cosine = (q == 1 || q == 2) ? -x : x;
+  *sine = (q >= 2) ? -y : y;
+}
+
+// Two independent standard normals from two uniform words (Box and Muller). u is in (0, 1], so the
+// largest value is √(2 · 25 ln 2) = 5.89.
+REGKERN_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
+  const float u =
+      (static_cast<float>(static_cast<int32_t>(w0 >> 8)) + 0.5f) * (1.0f / 16777216.0f);
+  const float t = static_cast<float>(static_cast<int32_t>(w1 >> 8)) * (1.0f / 16777216.0f);
+  const float r2 = -2.0f * regkern::log(u);
+#if defined(__CUDA_ARCH__)
+  const float r = __fsqrt_rn(r2 > 0.0f ? r2 : 0.0f);
+#else
+  const float r = __builtin_sqrtf(r2 > 0.0f ? r2 : 0.0f);
+#endif
+  float c, s;
+  cos_sin_turns(t, &c, &s);
+  *n0 = r * c;
+  *n1 = r * s;
+}
+
+}  // namespace regkern

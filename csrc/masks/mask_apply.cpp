@@ -1,0 +1,254 @@
+#include "masks/mask_apply.h"
+
+#include <cstring>
+
+#include "core/bits.h"
+#include "core/noise.h"
+#include "core/parallel.h"
+#include "core/vec.h"
+
+namespace regkern::REGKERN_ISA {
+namespace {
+
+using namespace masks;
+
+// Walks the memory order and hands out the mask bits of the next kBlock elements.
+class MaskCursor {
+ public:
+  MaskCursor(const MaskApplyArgs& args, int64_t e)
+      : mask_(args.mask), words_(args.mask_words), index_(args.index) {
+    const int64_t u = e / index_.width, group = index_.repeat * index_.run;
+    inner_ = e % index_.width;
+    s_ = u % index_.run;
+    r_ = u % group / index_.run;
+    base_ = u / group * index_.run;
+  }
+
+  uint64_t next() {
+    uint64_t bits = 0;
+    for (int got = 0; got < kBlock;) {
+      const int64_t left = index_.width == 1 ? index_.run - s_ : index_.width - inner_;
+      const int take = static_cast<int>(left < kBlock - got ? left : kBlock - got);
+      const uint64_t ones = take == 64 ? ~uint64_t{0} : (uint64_t{1} << take) - 1;
+      const int64_t bit = base_ + s_;
+      uint64_t piece;
+      if (index_.width == 1) {
+        piece = load_bits(mask_, words_, bit);
+        if (take > 32) piece |= static_cast<uint64_t>(load_bits(mask_, words_, bit + 32)) << 32;
+        advance(take);
+      } else {
+        const bool kept = bit >> 5 < words_ && (mask_[bit >> 5] >> (bit & 31) & 1u) != 0;
+        piece = kept ? ~uint64_t{0} : 0;
+        inner_ += take;
+        if (inner_ == index_.width) {
+          inner_ = 0;
+          advance(1);
+        }
+      }
+      bits |= (piece & ones) << got;
+      got += take;
+    }
+    return bits;
+  }
+
+ private:
+  void advance(int64_t by) {
+    s_ += by;
+    if (s_ < index_.run) return;
+    s_ = 0;
+    if (++r_ < index_.repeat) return;
+    r_ = 0;
+    base_ += index_.run;
+  }
+
+  const uint32_t* mask_;
+  int64_t words_;
+  MaskIndex index_;
+  int64_t inner_, s_, r_, base_;
+};
+
+template <typename C>
+inline void expand(uint64_t bits, C scale, C* out) {
+  for (int half = 0; half < 2; ++half) {
+    const auto word = static_cast<uint32_t>(bits >> (32 * half));
+#pragma omp simd
+    for (int i = 0; i < 32; ++i) out[32 * half + i] = (word >> i & 1u) ? scale : C(0);
+  }
+}
+
+// What a product with a mask does not need: kept out of the plain path.
+template <typename T, typename C>
+void extras(const MaskApplyArgs& args, int64_t e, uint64_t bits, C* v) {
+  if (args.noise != 0.0 && ~bits != 0) {
+    const Seed seed = load_seed(args.seed);
+    float normal[kBlock];
+    if (args.channels == 1) {
+      normal_block(seed, static_cast<uint64_t>(e), normal);
+    } else {
+      for (int i = 0; i < kBlock; ++i)
+        normal[i] = (bits >> i & 1) || e + i >= args.numel
+                        ? 0.0f
+                        : normal_of(seed, static_cast<uint64_t>(logical_index(args, e + i)));
+    }
+    const C deviation = static_cast<C>(args.noise);
+    C dropped[kBlock];
+    expand<C>(~bits, deviation, dropped);
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) v[i] += static_cast<C>(normal[i]) * dropped[i];
+  }
+  if (args.residual != nullptr) {
+    const T* residual = static_cast<const T*>(args.residual) + e;
+    C r[kBlock];
+    T tail[kBlock] = {};
+    if (args.numel - e < kBlock) {
+      memcpy(tail, residual, static_cast<size_t>(args.numel - e) * sizeof(T));
+      residual = tail;
+    }
+    load_block(residual, r);
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) v[i] += r[i];
+  }
+  if (args.relu) {
+    uint64_t active = 0;
+    // !(v <= 0): a NaN is active, as in torch's ReLU.
+    for (int i = 0; i < kBlock; ++i)
+      active |= static_cast<uint64_t>(!(v[i] <= C(0)) && e + i < args.numel) << i;
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) v[i] = v[i] <= C(0) ? C(0) : v[i];
+    if (args.active_out != nullptr) {
+      args.active_out[e >> 5] = static_cast<uint32_t>(active);
+      if (e + 32 < args.numel) args.active_out[(e >> 5) + 1] = static_cast<uint32_t>(active >> 32);
+    }
+  }
+  if (args.active != nullptr) {
+    const int64_t words = bit_words(args.numel);
+    const uint64_t high = (e >> 5) + 1 < words ? args.active[(e >> 5) + 1] : 0u;
+    const uint64_t active = args.active[e >> 5] | high << 32;
+    C on[kBlock];
+    expand<C>(active, C(1), on);
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) v[i] = on[i] != C(0) ? v[i] : C(0);
+  }
+}
+
+// One block of kBlock elements at e, which may cross a boundary between scales.
+template <typename T, bool kExtras>
+inline void apply_block(const MaskApplyArgs& args, int64_t e, uint64_t bits, const T* x, T* y) {
+  using C = compute_t<T>;
+  C v[kBlock], m[kBlock];
+  load_block(x, v);
+  const int64_t group = e / args.per_scale;
+  if (e + kBlock <= (group + 1) * args.per_scale || e + kBlock > args.numel) {
+    expand<C>(bits, static_cast<C>(args.scale[group]), m);
+  } else {
+    for (int i = 0; i < kBlock; ++i) m[i] = bits >> i & 1 ? C(1) : C(0);
+  }
+  if (e + kBlock > (group + 1) * args.per_scale)
+    for (int i = 0; i < kBlock && e + i < args.numel; ++i)
+      m[i] = bits >> i & 1 ? static_cast<C>(args.scale[(e + i) / args.per_scale]) : C(0);
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i) v[i] *= m[i];
+  if constexpr (kExtras) extras<T, C>(args, e, bits, v);
+  store_block(v, y);
+}
+
+template <typename T, bool kExtras, bool kStreaming>
+void apply(const MaskApplyArgs& args, int64_t begin, int64_t end) {
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  MaskCursor cursor(args, begin);
+  int64_t e = begin;
+  for (; e + kBlock <= end; e += kBlock) {
+    const uint64_t bits = cursor.next();
+    if constexpr (kStreaming) {
+      alignas(64) T block[kBlock];
+      apply_block<T, kExtras>(args, e, bits, x + e, block);
+      stream_block(block, y + e);
+    } else {
+      apply_block<T, kExtras>(args, e, bits, x + e, y + e);
+    }
+  }
+  if (e < end) {
+    T in[kBlock] = {}, out[kBlock];
+    memcpy(in, x + e, static_cast<size_t>(end - e) * sizeof(T));
+    apply_block<T, kExtras>(args, e, cursor.next(), in, out);
+    memcpy(y + e, out, static_cast<size_t>(end - e) * sizeof(T));
+  }
+  if constexpr (kStreaming) stream_fence();
+}
+
+template <typename T>
+void apply_all(const MaskApplyArgs& args) {
+  const bool extras = args.relu || args.residual != nullptr || args.active != nullptr ||
+                      args.noise != 0.0;
+  const bool streaming = args.x != args.y &&
+                         args.numel * static_cast<int64_t>(sizeof(T)) > kStreamingBytes &&
+                         reinterpret_cast<uintptr_t>(args.y) % 64 == 0;
+  constexpr int64_t kGrain = 512;  // blocks: 32768 elements
+  parallel_for((args.numel + kBlock - 1) / kBlock, kGrain, [&](int64_t begin, int64_t end) {
+    begin *= kBlock;
+    end = end * kBlock < args.numel ? end * kBlock : args.numel;
+    if (extras)
+      apply<T, true, false>(args, begin, end);
+    else if (streaming)
+      apply<T, false, true>(args, begin, end);
+    else
+      apply<T, false, false>(args, begin, end);
+  });
+}
+
+// Transposes a 32 x 32 bit matrix in place: swap halves, quarters, …, single bits.
+void transpose32(uint32_t a[32]) {
+  uint32_t mask = 0x0000FFFFu;
+  for (int width = 16; width > 0; width >>= 1, mask ^= mask << width) {
+    for (int i = 0; i < 32; i = ((i | width) + 1) & ~width) {
+      const uint32_t swap = ((a[i] >> width) ^ a[i | width]) & mask;
+      a[i] ^= swap << width;
+      a[i | width] ^= swap;
+    }
+  }
+}
+
+}  // namespace
+
+void mask_apply(const MaskApplyArgs& args, Context) {
+  dispatch_floating(args.dtype, [&](auto zero) { apply_all<decltype(zero)>(args); });
+}
+
+void bit_transpose(const BitTransposeArgs& args, Context) {
+  const int64_t rows = args.rows, cols = args.cols, bits = args.batch * rows * cols;
+  if (bits == 0) return;
+  const int64_t words = bit_words(bits);
+  std::memset(args.out, 0, static_cast<size_t>(words) * sizeof(uint32_t));
+  // Pieces of output that share no word with another: whole output rows (of `rows` bits) by the
+  // number that ends at a word boundary, 32 of them at the most.
+  const int64_t columns = args.batch * cols, step = 32;
+  parallel_for((columns + step - 1) / step, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t first = piece * step;
+      const int64_t last = first + step < columns ? first + step : columns;
+      for (int64_t column = first; column < last;) {
+        // Up to 32 columns of one batch entry.
+        const int64_t b = column / cols, c = column % cols;
+        const int64_t width = last - column < cols - c ? last - column : cols - c;
+        for (int64_t r = 0; r < rows; r += 32) {
+          const int64_t height = rows - r < 32 ? rows - r : 32;
+          uint32_t tile[32] = {};
+          for (int64_t i = 0; i < height; ++i)
+            tile[i] = load_bits(args.in, words, (b * rows + r + i) * cols + c) & low_bits(width);
+          transpose32(tile);
+          for (int64_t j = 0; j < width; ++j) {
+            const int64_t bit = (b * cols + c + j) * rows + r;
+            const int shift = static_cast<int>(bit & 31);
+            args.out[bit >> 5] |= tile[j] << shift;
+            if (shift != 0 && height > 32 - shift)
+              args.out[(bit >> 5) + 1] |= tile[j] >> (32 - shift);
+          }
+        }
+        column += width;
+      }
+    }
+  });
+}
+
+}  // namespace regkern::REGKERN_ISA

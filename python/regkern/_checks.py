@@ -1,0 +1,61 @@
+"""Argument checks of the public functions: op, argument, expectation and the value received."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"regkern.{op}: expected `{name}` to be a tensor, got {type(value)}")
+
+
+def floating(op: str, name: str, value: object) -> None:
+    tensor(op, name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"regkern.{op}: expected `{name}` of dtype float32, float64, bfloat16 or float16, "
+            f"got {value.dtype}"
+        )
+
+
+def probability(op: str, name: str, value: float | Tensor) -> None:
+    """A number in [0, 1]; a tensor of one element is looked at only on the CPU."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"regkern.{op}: expected `{name}` to have one element, got {tuple(value.shape)}"
+            )
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
+        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"regkern.{op}: expected `{name}` in [0, 1], got {value}")
+
+
+def one_of(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"regkern.{op}: expected `{name}` to be one of {', '.join(allowed)}, got {value!r}"
+        )
+
+
+def at_least(op: str, name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"regkern.{op}: expected `{name}` to be at least {least}, got {value}")
+
+
+def same(op: str, name: str, value: Tensor, like: Tensor, what: str = "x") -> None:
+    """Same shape, dtype and device."""
+    tensor(op, name, value)
+    if value.shape != like.shape or value.dtype != like.dtype or value.device != like.device:
+        raise ValueError(
+            f"regkern.{op}: expected `{name}` like `{what}` ({tuple(like.shape)}, {like.dtype}, "
+            f"{like.device}), got {tuple(value.shape)}, {value.dtype}, {value.device}"
+        )

@@ -1,0 +1,128 @@
+"""How an op gets its Python side: fake kernel, autograd and vmap.
+
+`torch.library.register_autograd` makes `torch.ops.regkern.*` differentiable in eager mode and under
+`torch.compile`, but `torch.func.grad` and `jacrev` refuse it. Calls made inside a functorch
+transform, and only those, therefore go through an `autograd.Function` over the same formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "regkern"
+
+SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
+Backward = Callable[..., Any]
+
+
+class Op:
+    """A raw op that works in eager mode, under `torch.compile` and inside functorch transforms."""
+
+    def __init__(self, name: str, namespace: str = NAMESPACE) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.raw = getattr(getattr(torch.ops, namespace), name).default
+        self._arguments = self.raw._schema.arguments
+        self._function: type[torch.autograd.Function] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (
+            self._function is not None
+            and not torch.compiler.is_compiling()
+            and torch._C._functorch.peek_interpreter_stack() is not None
+        ):
+            # A Function takes positions alone; the schema gives their order and defaults.
+            rest = self._arguments[len(args) :]
+            named = [kwargs.get(a.name, a.default_value) for a in rest]
+            return self._function.apply(*args, *named)
+        return self.raw(*args, **kwargs)
+
+    def differentiable(self, setup_context: SetupContext, backward: Backward) -> None:
+        """Registers the derivative.
+
+        `setup_context(ctx, inputs, output)` sees all arguments in the schema's order, and
+        `backward(ctx, *grads)` returns one gradient for each of them. What `backward` calls is
+        differentiable itself, or `backward` is wrapped in `once_differentiable`.
+        """
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup_context(ctx, inputs, output)
+
+        torch.library.register_autograd(
+            f"{self.namespace}::{self.name}", backward, setup_context=setup
+        )
+        self._function = _transformable(self, setup_context, backward)
+
+
+def _transformable(
+    op: Op, setup: SetupContext, gradient: Backward
+) -> type[torch.autograd.Function]:
+    """The same formulas, for functorch transforms only."""
+
+    class Transformable(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            # One transform has been peeled off; there may be more outside.
+            return op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return gradient(ctx, *grads)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+            return _loop(op, info, in_dims, args)
+
+    Transformable.__name__ = op.name
+    return Transformable
+
+
+def _loop(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], args: Any) -> Any:
+    """The vmap rule of any op: a call per element of the batch, the results stacked in front."""
+    results = [
+        call(*(_select(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    if not isinstance(results[0], tuple | list):
+        return torch.stack(results), 0
+    stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _select(arg: Any, dim: Any, i: int) -> Any:
+    """Element i of a batched argument; of a list, that of its batched members."""
+    if isinstance(dim, list | tuple):
+        return [_select(a, d, i) for a, d in zip(arg, dim, strict=True)]
+    return arg if dim is None else arg.select(dim, i)
+
+
+def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) -> Op:
+    """Registers fake kernel and vmap rule of an op and returns its caller."""
+    op = Op(name, namespace)
+    qualified = f"{namespace}::{name}"
+    torch.library.register_fake(qualified)(fake)
+    if not op.raw._schema.is_mutable:
+
+        def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+            # in_dims of arguments at their default are not handed over, nor are those.
+            return _loop(op, info, tuple(in_dims[: len(args)]), args)
+
+        torch.library.register_vmap(qualified, rule)
+    return op
+
+
+def dense_like(x: Tensor) -> Tensor:
+    """An empty tensor as the ops allocate it: channels last where x is, else row-major."""
+    if not x.is_contiguous():
+        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if x.dim() == rank and x.is_contiguous(memory_format=layout):
+                return torch.empty_like(x, memory_format=layout)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,1 @@
+"""The microbenchmark of regkern: ``regkern bench`` or ``python -m regkern.bench``."""
