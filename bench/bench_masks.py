@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
 from regkern.bench.case import Case
 from regkern.bench.cases.masks import CASES as CASES
 

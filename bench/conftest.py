@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from regkern.bench.case import Case, dtype_name
 from regkern.bench.floors import FLOORS, KEY
 from regkern.bench.measure import contenders

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from regkern.bench import cases, cli, compare, report, rivals, saved, timing
 from regkern.bench.case import Case, Rival, Task
 from regkern.bench.check import difference
@@ -255,7 +254,7 @@ def test_saved_for_backward_counts_what_is_not_an_input() -> None:
     assert saved.saved_for_backward(lambda: x * factor, [x, factor]) == 0
     assert saved.saved_for_backward(lambda: x.exp(), [x]) == 400
     # Two views of one storage are one piece of memory, and it is all kept.
-    assert saved.saved_for_backward(lambda: (x[:2] * factor[:2]) * factor[2:4], [x]) == 480
+    assert saved.saved_for_backward(lambda: (x[:2] * factor[:2]) * factor[2:4], [x]) == 400
     assert saved.saved_for_backward(lambda: x + factor, [x]) == 0
 
 
@@ -368,6 +367,16 @@ def test_compare(
     changed = [line for line in lines if "changing" in line]
     assert len(changed) == 2  # warm and cold
     assert all(line.split()[0] == words for line in changed)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_compare_counts_cold_times_on_request(cold: bool, tmp_path: Path) -> None:
+    before = json.loads(results_file(tmp_path / "a.json", 1.0).read_text())
+    after = json.loads(results_file(tmp_path / "b.json", 1.0).read_text())
+    after["results"][0]["runs"][0]["timing"]["cold"]["min_ms"] = 3.0
+    comparison = compare.compare(before, after, cold=cold)
+    assert "+200.0 %" in str(comparison)
+    assert comparison.worse == cold
 
 
 def test_compare_reports_what_is_gone_and_what_no_longer_runs(tmp_path: Path) -> None:

@@ -166,6 +166,21 @@ inline int device_sm_count() {
 #endif
 }
 
+// Blocks of a grid-stride launch over `work` blocks' worth: enough to fill the device `per_sm` times.
+inline std::int64_t grid_blocks(std::int64_t work, int per_sm) {
+  const std::int64_t most = std::int64_t{device_sm_count()} * per_sm;
+  return work < most ? work : most;
+}
+
+inline void zero_async(void* data, std::size_t bytes, cudaStream_t stream) {
+  const cudaError_t status = cudaMemsetAsync(data, 0, bytes, stream);
+  if (status != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    throw std::runtime_error(std::string("cannot zero device memory: ") +
+                             cudaGetErrorString(status));
+  }
+}
+
 }  // namespace regkern
 
 // RK_LAUNCH((kernel<float, 4>), grid, block, shared_bytes, stream, args...)

@@ -143,6 +143,7 @@ struct SeedRate {
 // exact: the γ at which the expected dropped fraction is p, f(1 − γ) = 1 − p. f is convex and
 // increasing and q₀ = (1 − p)^(1 / mean coverage) is at or right of the root (Jensen), so Newton's
 // iteration falls towards it.
+REGKERN_CALLS_ARGUMENT
 template <typename KeptFraction>
 REGKERN_HD SeedRate seed_rate(const Geometry& g, double p, Rate rate, double gamma_scale,
                               KeptFraction kept) {
@@ -233,26 +234,44 @@ REGKERN_HD int binomial(const BinomialTable& table, uint64_t u) {
   return table.first + i;
 }
 
-// All that the drawing of a plane needs. Above γ = ½ the anchors *not* set are drawn.
-struct Plan {
+// Above γ = ½ the anchors *not* set are drawn.
+struct PlanRate {
   SeedRate rate;
   int32_t inverted;
-  int32_t bad;               // p is not a probability: the scale becomes NaN
+  int32_t bad;  // p is not a probability: the scale becomes NaN
+};
+
+// All that the drawing of a plane needs.
+struct Plan : PlanRate {
   BinomialTable full, rest;  // chunks of kChunk anchors, and the last, shorter one
 };
+
+REGKERN_CALLS_ARGUMENT
+template <typename KeptFraction>
+REGKERN_HD PlanRate plan_rate(const Geometry& g, double p, Rate rate, double gamma_scale,
+                              KeptFraction kept) {
+  PlanRate plan;
+  plan.bad = !(p >= 0.0 && p <= 1.0);
+  plan.rate = seed_rate(g, plan.bad ? 0.0 : p, rate, gamma_scale, kept);
+  plan.inverted = plan.rate.gamma > 0.5;
+  return plan;
+}
+
+// The rate of what is drawn, and how many anchors the last chunk has.
+REGKERN_HD double drawn_gamma(const PlanRate& plan) {
+  return plan.inverted ? 1.0 - plan.rate.gamma : plan.rate.gamma;
+}
+REGKERN_HD int rest_of(const Geometry& g) { return static_cast<int>(anchors(g) % kChunk); }
 
 template <typename KeptFraction>
 REGKERN_HD void make_plan(const Geometry& g, double p, Rate rate, double gamma_scale,
                           KeptFraction kept, Plan* plan) {
-  plan->bad = !(p >= 0.0 && p <= 1.0);
-  plan->rate = seed_rate(g, plan->bad ? 0.0 : p, rate, gamma_scale, kept);
-  plan->inverted = plan->rate.gamma > 0.5;
-  const double gamma = plan->inverted ? 1.0 - plan->rate.gamma : plan->rate.gamma;
-  make_table(kChunk, gamma, &plan->full);
-  make_table(static_cast<int>(anchors(g) % kChunk), gamma, &plan->rest);
+  static_cast<PlanRate&>(*plan) = plan_rate(g, p, rate, gamma_scale, kept);
+  make_table(kChunk, drawn_gamma(*plan), &plan->full);
+  make_table(rest_of(g), drawn_gamma(*plan), &plan->rest);
 }
 
-REGKERN_HD double mask_scale(const Plan& plan, Normalize normalize, int64_t total, int64_t kept) {
+REGKERN_HD double mask_scale(const PlanRate& plan, Normalize normalize, int64_t total, int64_t kept) {
   double scale = 1.0;
   if (normalize == Normalize::expected)
     scale = plan.rate.keep > 0.0 ? 1.0 / plan.rate.keep : 0.0;
@@ -262,6 +281,7 @@ REGKERN_HD double mask_scale(const Plan& plan, Normalize normalize, int64_t tota
 }
 
 // Calls set(offset, length) for each contiguous run of elements of the block at `anchor`.
+REGKERN_CALLS_ARGUMENT
 template <typename Set>
 REGKERN_HD void for_each_run(const Geometry& g, int64_t anchor, Set&& set) {
   int64_t start[3];

@@ -21,9 +21,12 @@ struct MaskIndex {
   int64_t run;
 };
 
-REGKERN_HD int64_t mask_bit(const MaskIndex& index, int64_t e) {
-  const int64_t u = index.width == 1 ? e : e / index.width;
-  return u / (index.repeat * index.run) * index.run + u % index.run;
+// I is as wide as the number of elements asks for: a GPU divides 32 bits much faster than 64.
+template <typename I>
+REGKERN_HD I mask_bit(const MaskIndex& index, I e) {
+  const I width = static_cast<I>(index.width), run = static_cast<I>(index.run);
+  const I u = width == 1 ? e : e / width;
+  return u / (static_cast<I>(index.repeat) * run) * run + u % run;
 }
 
 struct MaskApplyArgs {
@@ -47,10 +50,12 @@ struct MaskApplyArgs {
 };
 
 // Noise is drawn by logical (row-major) element, whatever the memory layout.
-REGKERN_HD int64_t logical_index(const MaskApplyArgs& a, int64_t e) {
-  if (a.channels == 1) return e;
-  const int64_t c = e % a.channels, u = e / a.channels;
-  return (u / a.plane * a.channels + c) * a.plane + u % a.plane;
+template <typename I>
+REGKERN_HD I logical_index(const MaskApplyArgs& a, I e) {
+  const I channels = static_cast<I>(a.channels), plane = static_cast<I>(a.plane);
+  if (channels == 1) return e;
+  const I c = e % channels, u = e / channels;
+  return (u / plane * channels + c) * plane + u % plane;
 }
 
 // Packed (batch, rows, cols) to (batch, cols, rows): a mask between channels-first and -last order.

@@ -41,6 +41,7 @@ struct MixArgs {
   const void* other;    // may be x
   void* y;
   const int64_t* partner;
+  int64_t others;       // size of the other batch
   const int32_t* boxes;  // null: the whole image
   Weights weight;
 };
@@ -76,6 +77,7 @@ struct MixDotArgs {
   const void* x;
   const void* other;
   const int64_t* partner;
+  int64_t others;  // size of the other batch
   const int32_t* boxes;
   double* segments;  // (batch, segments of a sample), scratch
   double* out;       // (batch)
@@ -89,6 +91,7 @@ struct MixLabelsArgs {
   const int64_t* labels;
   const int64_t* other_labels;
   const int64_t* partner;
+  int64_t others;  // size of the other batch
   const float* lam;
   double smoothing;
   void* out;

@@ -386,6 +386,7 @@ void mix_into(const Checks& check, const Dense& in, const Tensor& y, const Tenso
   args.other = source.const_data_ptr();
   args.y = y.mutable_data_ptr();
   args.partner = const_data<int64_t>(how.partner);
+  args.others = source.size(0);
   args.boxes = how.boxes;
   args.weight = how.weights;
   backend::mix(args, OnDevice(x));
@@ -475,8 +476,9 @@ Tensor mix_dot(const Tensor& g, const Tensor& x, const Tensor& partner, MaybeTen
   const int64_t segments = (sample_size(m) + kDotSegment - 1) / kDotSegment;
   Tensor scratch = new_tensor(x, {m.batch * segments}, ScalarType::Double);
   backend::mix_dot(MixDotArgs{dtype, m, gradient.const_data_ptr(), in.tensor.const_data_ptr(),
-                              source.const_data_ptr(), const_data<int64_t>(how.partner), how.boxes,
-                              mutable_data<double>(scratch), mutable_data<double>(out)},
+                              source.const_data_ptr(), const_data<int64_t>(how.partner),
+                              source.size(0), how.boxes, mutable_data<double>(scratch),
+                              mutable_data<double>(out)},
                    OnDevice(x));
   return out;
 }
@@ -523,6 +525,7 @@ Tensor mix_labels(const Tensor& labels, const Tensor& partner, const Tensor& lam
                      const_data<int64_t>(own),
                      const_data<int64_t>(theirs),
                      const_data<int64_t>(how.partner),
+                     theirs.numel(),
                      const_data<float>(share),
                      smoothing,
                      out.mutable_data_ptr()};

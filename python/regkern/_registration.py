@@ -112,8 +112,9 @@ def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) ->
     if not op.raw._schema.is_mutable:
 
         def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-            # in_dims of arguments at their default are not handed over, nor are those.
-            return _loop(op, info, tuple(in_dims[: len(args)]), args)
+            # The dispatcher is below the transform here, so the raw op it is. Arguments at their
+            # default are not handed over.
+            return _loop(op.raw, info, tuple(in_dims[: len(args)]), args)
 
         torch.library.register_vmap(qualified, rule)
     return op

@@ -60,6 +60,9 @@ def _compare(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--absolute", action="store_true", help="compare milliseconds, not times the floor"
     )
+    parser.add_argument(
+        "--cold", action="store_true", help="cold times count too: page faults are not steady"
+    )
     arguments = parser.parse_args(argv)
     files = []
     for path in (arguments.before, arguments.after):
@@ -67,7 +70,9 @@ def _compare(argv: Sequence[str]) -> int:
             files.append(json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             parser.error(f"cannot read {path}: {error}")
-    comparison = comparing.compare(files[0], files[1], arguments.tolerance, arguments.absolute)
+    comparison = comparing.compare(
+        files[0], files[1], arguments.tolerance, arguments.absolute, arguments.cold
+    )
     print(comparison)
     return int(comparison.worse)
 

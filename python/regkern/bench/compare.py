@@ -21,6 +21,7 @@ class Change:
     spread: float
     unit: str
     tolerance: float
+    counts: bool = True
 
     @property
     def verdict(self) -> str:
@@ -33,7 +34,9 @@ class Change:
         percent = 100 * (self.after / self.before - 1)
         figures = " -> ".join(number(figure, self.unit) for figure in (self.before, self.after))
         spread = number(self.spread, self.unit)
-        return f"{self.verdict:>6}  {percent:+6.1f} %  {figures}  (spread {spread})  {self.what}"
+        remark = "" if self.counts else " (does not count)"
+        change = f"{self.verdict:>6}  {percent:+6.1f} %  {figures}  (spread {spread})"
+        return f"{change}  {self.what}{remark}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Comparison:
 
     @property
     def worse(self) -> bool:
-        return bool(self.lost) or any(change.verdict == "slower" for change in self.changes)
+        return bool(self.lost) or any(
+            change.counts and change.verdict == "slower" for change in self.changes
+        )
 
     def __str__(self) -> str:
         order = {"slower": 0, "faster": 1, "same": 2}
@@ -74,12 +79,17 @@ def _figure(result: Result, malloc: str, absolute: bool) -> tuple[float, float] 
 
 
 def compare(
-    before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.05, absolute: bool = False
+    before: dict[str, Any],
+    after: dict[str, Any],
+    tolerance: float = 0.05,
+    absolute: bool = False,
+    cold: bool = False,
 ) -> Comparison:
     """Compare two files of results, case by case.
 
     Times are taken over the floor of their own run, since machines differ and have busy days;
-    ``absolute`` compares milliseconds.
+    ``absolute`` compares milliseconds. Beside warm times, cold ones only count if ``cold``: what a
+    page fault costs depends on the state of the machine's memory and may double between two runs.
     """
     then = {title(result): result for result in before["results"]}
     now = {title(result): result for result in after["results"]}
@@ -96,7 +106,8 @@ def compare(
                 unit = " ms" if absolute else "x"
                 spread = max(old[1], new[1])
                 what = f"{name}  {malloc}"
-                changes.append(Change(what, old[0], new[0], spread, unit, tolerance))
+                counts = cold or malloc == now[name]["malloc"]
+                changes.append(Change(what, old[0], new[0], spread, unit, tolerance, counts))
             elif old is not None and now[name]["malloc"] == then[name]["malloc"] == malloc:
                 run = _ours(now[name])
                 why = (run and run["error"]) or now[name]["error"] or now[name]["check"]

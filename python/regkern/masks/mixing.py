@@ -273,13 +273,17 @@ def _mix_target(
     theirs = target if other_target is None else other_target
     if labels:
         return target, theirs.index_select(0, params.partner), params.lam
+    dtype = dtype or target.dtype
     if smoothing:
-        target = target * (1.0 - smoothing) + smoothing / target.shape[-1]
-        theirs = theirs * (1.0 - smoothing) + smoothing / theirs.shape[-1]
+        # In float32 at least, so that a half-precision target is rounded once, at the end.
+        wide = torch.promote_types(target.dtype, torch.float32)
+        target, theirs = (
+            t.to(wide) * (1.0 - smoothing) + smoothing / t.shape[-1] for t in (target, theirs)
+        )
     mixed: Tensor = _mix(
         target, params.partner, None, params.lam, None if other_target is None else theirs
     )
-    return mixed if dtype is None else mixed.to(dtype)
+    return mixed.to(dtype)
 
 
 def _check_batch(

@@ -1,0 +1,79 @@
+"""Records the raw ops that a call makes, and runs a record again elsewhere.
+
+As a program it replays: another instruction set (REGKERN_CPU_CAPABILITY), the emulator, or the
+emulator under sanitizers are other processes.
+
+    python recording.py RECORD OUTPUT [EMULATOR_LIBRARY]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def _copy(value: Any) -> Any:
+    """A tensor of the same values and strides that shares nothing."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    detached = value.detach()
+    out = torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype)
+    return out.copy_(detached)
+
+
+class Recorder(TorchDispatchMode):
+    """Collects calls of `torch.ops.regkern.*` with copies of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "regkern":
+            self.calls.append(
+                (func._schema.name.split("::")[1], tree_map(_copy, args), tree_map(_copy, kwargs))
+            )
+        return func(*args, **kwargs)
+
+
+def replay(calls: list[Call], namespace: str) -> list[Any]:
+    """Outputs and mutated arguments of every call."""
+    outputs = []
+    for name, args, kwargs in calls:
+        op = getattr(getattr(torch.ops, namespace), name).default
+        args, kwargs = tree_map(_copy, (args, kwargs))
+        result = op(*args, **kwargs)
+        mutated = [
+            (kwargs[a.name] if a.name in kwargs else args[i])
+            for i, a in enumerate(op._schema.arguments)
+            if a.alias_info is not None and a.alias_info.is_write
+        ]
+        outputs.append((result, mutated))
+    return outputs
+
+
+def main(record: str, output: str, library: str | None = None) -> None:
+    if library is None:
+        import regkern
+
+        namespace = "regkern"
+        print(regkern.build_info()["cpu_capability"])
+    else:
+        torch.ops.load_library(library)
+        namespace = "regkern_emulator"
+    calls = torch.load(Path(record), weights_only=False)
+    torch.save(replay(calls, namespace), Path(output))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
