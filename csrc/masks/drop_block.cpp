@@ -13,11 +13,11 @@ using namespace masks;
 class Plane {
  public:
   explicit Plane(const Geometry& g)
-      : geometry_(g), words_((elements(g) + 63) / 64), bits_(words_) {}
+      : geometry_(g), words_((elements(g) + 63) / 64), bits_(words_ + 1) {}
 
   // Sets the bit of every dropped element and returns how many there are.
   int64_t draw(const Plan& plan, Seed seed, int64_t plane) {
-    std::memset(bits_.data(), 0, static_cast<size_t>(words_) * sizeof(uint64_t));
+    std::memset(bits_.data(), 0, static_cast<size_t>(words_ + 1) * sizeof(uint64_t));
     const int64_t n = anchors(geometry_), chunks = (n + kChunk - 1) / kChunk;
     bool any = false;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -50,6 +50,12 @@ class Plane {
   // have been written; the bits after it are still zero.
   void write_kept(uint32_t* out, int64_t at) const {
     const int64_t n = elements(geometry_);
+    if (at % 32 == 0 && n % 32 == 0) {
+      uint32_t* words = out + at / 32;
+      for (int64_t i = 0; i < n / 32; ++i)
+        words[i] = ~static_cast<uint32_t>(bits_[i >> 1] >> (32 * (i & 1)));
+      return;
+    }
     for (int64_t i = 0; i < n; i += 32) {
       uint32_t word = static_cast<uint32_t>(bits_[i >> 6] >> (i & 63));
       word = ~word & low_bits(n - i);
@@ -71,6 +77,13 @@ class Plane {
     for_each_run(geometry_, anchor, [this](int64_t offset, int64_t length) {
       uint64_t* word = bits_.data() + (offset >> 6);
       int64_t shift = offset & 63;
+      if (length <= 64) {
+        // Two words without a branch: whether a run crosses into the next one cannot be predicted.
+        const uint64_t ones = ~uint64_t{0} >> (64 - length);
+        word[0] |= ones << shift;
+        word[1] |= ones >> 1 >> (63 - shift);
+        return;
+      }
       while (length > 0) {
         const int64_t here = length < 64 - shift ? length : 64 - shift;
         const uint64_t ones = here == 64 ? ~uint64_t{0} : (uint64_t{1} << here) - 1;
@@ -83,7 +96,7 @@ class Plane {
 
   const Geometry& geometry_;
   int64_t words_;
-  Scratch<uint64_t> bits_;
+  Scratch<uint64_t> bits_;  // and one word more, where a run that ends at the end may touch nothing
   uint64_t taken_[kChunk / 64];
 };
 
@@ -131,7 +144,8 @@ void drop_block_mask(const DropBlockMaskArgs& args, Context) {
   const Plan& plan = plan_of(args, p);
   const int64_t size = elements(g), per_group = args.groups > 0 ? g.planes / args.groups : 0;
   std::memset(args.kept, 0, static_cast<size_t>(args.groups) * sizeof(int64_t));
-  std::memset(args.mask, 0, static_cast<size_t>(bit_words(g.planes * size)) * sizeof(uint32_t));
+  if (size % 32 != 0)
+    std::memset(args.mask, 0, static_cast<size_t>(bit_words(g.planes * size)) * sizeof(uint32_t));
   const int64_t batch = planes_per_word_boundary(size);
   const int64_t batches = size == 0 ? 0 : (g.planes + batch - 1) / batch;
   // A piece of 2¹⁵ bits costs about as much as starting a thread on it.

@@ -280,14 +280,38 @@ REGKERN_HD double mask_scale(const PlanRate& plan, Normalize normalize, int64_t 
   return plan.bad ? bit_cast<double>(uint64_t{0x7FF8000000000000}) : scale;
 }
 
+struct Place {
+  int64_t i[3];
+};
+
+// The coordinates of an anchor. Divisions are most of the price of a block: in 32 bits where they
+// do, and none for the dimensions that are not there.
+REGKERN_HD Place place_of(const Geometry& g, int64_t anchor) {
+  Place p{{0, 0, 0}};
+  int64_t rest = 0;
+  if (anchor <= 0xFFFFFFFF) {
+    const auto a = static_cast<uint32_t>(anchor), n = static_cast<uint32_t>(g.anchors[2]);
+    rest = a / n;
+    p.i[2] = a - static_cast<uint32_t>(rest) * n;
+  } else {
+    rest = anchor / g.anchors[2];
+    p.i[2] = anchor % g.anchors[2];
+  }
+  p.i[1] = rest;
+  if (g.anchors[0] > 1) {
+    p.i[0] = rest / g.anchors[1];
+    p.i[1] = rest % g.anchors[1];
+  }
+  return p;
+}
+
 // Calls set(offset, length) for each contiguous run of elements of the block at `anchor`.
 REGKERN_CALLS_ARGUMENT
 template <typename Set>
 REGKERN_HD void for_each_run(const Geometry& g, int64_t anchor, Set&& set) {
-  int64_t start[3];
-  start[2] = g.first[2] + anchor % g.anchors[2];
-  start[1] = g.first[1] + anchor / g.anchors[2] % g.anchors[1];
-  start[0] = g.first[0] + anchor / g.anchors[2] / g.anchors[1];
+  const Place place = place_of(g, anchor);
+  const int64_t start[3] = {g.first[0] + place.i[0], g.first[1] + place.i[1],
+                            g.first[2] + place.i[2]};
   const bool wrap = g.border == Border::wrap;
   const int64_t n2 = g.size[2];
   const int64_t begin = start[2] > 0 ? start[2] : 0;

@@ -109,15 +109,21 @@ void extras(const MaskApplyArgs& args, int64_t e, uint64_t bits, C* v) {
     for (int i = 0; i < kBlock; ++i) v[i] += r[i];
   }
   if (args.relu) {
-    uint64_t active = 0;
-    // !(v <= 0): a NaN is active, as in torch's ReLU.
-    for (int i = 0; i < kBlock; ++i)
-      active |= static_cast<uint64_t>(!(v[i] <= C(0)) && e + i < args.numel) << i;
+    // !(v <= 0): a NaN is active, as in torch's ReLU. Bits past the end stay zero.
+    uint32_t active[2] = {0, 0};
+    for (int half = 0; half < 2; ++half) {
+      uint32_t word = 0;
+#pragma omp simd reduction(| : word)
+      for (uint32_t i = 0; i < 32; ++i)
+        word |= (v[32 * half + static_cast<int>(i)] <= C(0) ? 0u : 1u) << i;
+      const int64_t left = args.numel - e - 32 * half;
+      active[half] = left > 0 ? word & low_bits(left) : 0u;
+    }
 #pragma omp simd
     for (int i = 0; i < kBlock; ++i) v[i] = v[i] <= C(0) ? C(0) : v[i];
     if (args.active_out != nullptr) {
-      args.active_out[e >> 5] = static_cast<uint32_t>(active);
-      if (e + 32 < args.numel) args.active_out[(e >> 5) + 1] = static_cast<uint32_t>(active >> 32);
+      args.active_out[e >> 5] = active[0];
+      if (e + 32 < args.numel) args.active_out[(e >> 5) + 1] = active[1];
     }
   }
   if (args.active != nullptr) {
@@ -188,7 +194,9 @@ void apply_all(const MaskApplyArgs& args) {
   parallel_for((args.numel + kBlock - 1) / kBlock, kGrain, [&](int64_t begin, int64_t end) {
     begin *= kBlock;
     end = end * kBlock < args.numel ? end * kBlock : args.numel;
-    if (extras)
+    if (extras && streaming)
+      apply<T, true, true>(args, begin, end);
+    else if (extras)
       apply<T, true, false>(args, begin, end);
     else if (streaming)
       apply<T, false, true>(args, begin, end);

@@ -22,12 +22,14 @@ from regkern.masks import (
     unpack_mask,
 )
 from regkern.random import make_seed
+from regkern.swap import SwapReport, swap
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MixParams",
     "Mixed",
+    "SwapReport",
     "build_info",
     "cutmix",
     "cutmix_or_mixup",
@@ -43,5 +45,6 @@ __all__ = [
     "pack_mask",
     "random_erasing",
     "random_erasing_",
+    "swap",
     "unpack_mask",
 ]

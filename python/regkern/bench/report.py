@@ -93,6 +93,8 @@ def _remarks(run: dict[str, Any], patience: float) -> list[str]:
             f"not timed: about {seconds} s a call, going by the first two of the batch "
             f"(--patience {patience:g})"
         )
+    elif run["timing"].get("warm") and "cold" in run["timing"] and not run["timing"]["cold"]:
+        remarks.append("too slow to be timed cold as well")
     if run["error"]:
         remarks.append(f"failed: {run['error']}")
     if run["note"]:

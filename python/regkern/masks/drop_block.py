@@ -165,7 +165,8 @@ def _block_of(
         )
     if isinstance(block_size, int):
         sizes = [block_size] * ndim
-    if len(sizes) != ndim or x.dim() not in (ndim + 1, ndim + 2):
+    # Not `in`: under torch.compile membership does not compare symbolic sizes.
+    if len(sizes) != ndim or (x.dim() != ndim + 1 and x.dim() != ndim + 2):
         raise ValueError(
             f"regkern.{op}: expected `x` of rank {ndim + 1} or {ndim + 2} and {ndim} block sizes, "
             f"got shape {tuple(x.shape)} and {block_size}"

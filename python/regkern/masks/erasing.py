@@ -76,12 +76,23 @@ def _fill(op: str, value: Fill, x: Tensor) -> tuple[str, Tensor | None]:
         checks.one_of(op, "value", value, ("random", "pixel"))
         checks.floating(op, "x", x)
         return ("channel" if value == "random" else "pixel"), None
-    values = torch.as_tensor(value, dtype=torch.float64, device=x.device).detach().reshape(-1)
-    if values.numel() not in (1, x.shape[1]):
+    values = _numbers(value, x)
+    count = values.numel()
+    # Not `in`: under torch.compile membership does not compare symbolic sizes.
+    if count != 1 and count != x.shape[1]:
         raise ValueError(
-            f"regkern.{op}: expected `value` to be 1 or {x.shape[1]} numbers, got {values.numel()}"
+            f"regkern.{op}: expected `value` to be 1 or {x.shape[1]} numbers, got {count}"
         )
     return "value", values
+
+
+def _numbers(value: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
+    """float64 on x's device. Filled there: a copy from the host would wait for the GPU."""
+    if isinstance(value, Tensor):
+        return value.detach().reshape(-1).to(x.device, torch.float64)
+    numbers = [value] if isinstance(value, int | float) else list(value)
+    filled = [torch.full((1,), v, dtype=torch.float64, device=x.device) for v in numbers]
+    return filled[0] if len(filled) == 1 else torch.cat(filled)
 
 
 def _check_input(op: str, x: Tensor) -> None:
@@ -149,9 +160,8 @@ def erase_boxes(
 
 
 def _erase_into(
-    op: str, x: Tensor, box: Tensor, value: Fill, seed: Tensor | None, inplace: bool
+    x: Tensor, box: Tensor, fill: str, values: Tensor | None, seed: Tensor | None, inplace: bool
 ) -> Tensor:
-    fill, values = _fill(op, value, x)
     noise = None if fill == "value" else seed
     if not inplace:
         y: Tensor = _erase(x, box, values, fill, noise)
@@ -176,16 +186,15 @@ def _random_erasing(
     **options: Any,
 ) -> Tensor:
     _check_input(op, x)
-    _fill(op, value, x)
-    random_fill = isinstance(value, str)
-    if box is None or random_fill:
+    fill, values = _fill(op, value, x)
+    if box is None or fill != "value":
         seed = resolve_seed(op, x, seed, generator)
     if box is None:
         assert seed is not None
         box = erase_boxes(x.shape, seed=seed, **options)
     else:
         box = _given_box(op, box, x)
-    return _erase_into(op, x, box, value, seed, inplace)
+    return _erase_into(x, box, fill, values, seed, inplace)
 
 
 def random_erasing(
@@ -306,9 +315,9 @@ def cutout(
     checks.at_least(op, "size", size, 1)
     checks.at_least(op, "holes", holes, 1)
     checks.probability(op, "p", p)
-    _fill(op, value, x)
+    fill, values = _fill(op, value, x)
     seed = resolve_seed(op, x, seed, generator)
     box = _params(
         seed, x.shape[0], x.shape[-2], x.shape[-1], holes, holes, p=p, shape="square", side=size
     )
-    return _erase_into(op, x, box, value, seed, inplace)
+    return _erase_into(x, box, fill, values, seed, inplace)
