@@ -368,8 +368,8 @@ def test_torchvision_tensors(cls: Any) -> None:
     assert other is plain
     # One draw for all images of a call.
     assert torch.equal(torch.Tensor(y), torch.Tensor(video[:, 0]))
+    box = tv.BoundingBoxes(torch.zeros(8, 4), format="XYXY", canvas_size=(16, 16))
     with pytest.raises(ValueError, match="bounding"):
-        box = tv.BoundingBoxes(torch.zeros(8, 4), format="XYXY", canvas_size=(16, 16))
         transform(tv.Image(x), labels, box)
     mask = tv.Mask(x[:, 0].long())
     if cls is CutMix:

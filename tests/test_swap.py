@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -183,9 +184,8 @@ def test_left_with_the_reason(change: Callable[[nn.Module], None], reason: str) 
     report = regkern.swap(net)
     assert net[0] is layer
     assert not report.swapped
-    assert pytest.approx(1) == len(report.left)
-    with pytest.raises(ValueError, match=reason):
-        raise ValueError(report.left[0].reason)
+    assert len(report.left) == 1
+    assert re.search(reason, report.left[0].reason)
 
 
 def test_parametrized_is_left() -> None:

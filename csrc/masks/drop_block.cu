@@ -1,6 +1,5 @@
-#include "masks/drop_block.h"
-
 #include "core/vector.cuh"
+#include "masks/drop_block.h"
 
 namespace regkern::cuda {
 namespace {
@@ -36,8 +35,7 @@ struct WarpKept {
 __global__ void __launch_bounds__(kWarp) plan_kernel(DropBlockMaskArgs args) {
   const int lane = static_cast<int>(threadIdx.x);
   const double p = args.p_tensor != nullptr ? *args.p_tensor : args.p;
-  const PlanRate rate =
-      plan_rate(args.geometry, p, args.rate, args.gamma_scale, WarpKept{lane});
+  const PlanRate rate = plan_rate(args.geometry, p, args.rate, args.gamma_scale, WarpKept{lane});
   if (lane == 0) static_cast<PlanRate&>(*args.plan) = rate;
   if (lane < 2)
     make_table(lane == 0 ? kChunk : rest_of(args.geometry), drawn_gamma(rate),
@@ -74,8 +72,7 @@ __device__ int warp_binomial(const BinomialTable& table, uint64_t u, int lane) {
   int place = 0;
   for (int base = 0; base < last; base += kWarp) {
     const int i = base + lane;
-    const int reached =
-        __popc(__ballot_sync(kWholeWarp, i < last && u >= table.thresholds[i]));
+    const int reached = __popc(__ballot_sync(kWholeWarp, i < last && u >= table.thresholds[i]));
     place += reached;
     if (reached < kWarp) break;
   }
@@ -88,9 +85,9 @@ __device__ uint32_t word_of(const Words& words, int i) {
 }
 
 // Draws the anchors of a chunk with one warp and stamps their blocks. The words of the chunk's
-// stream are those of Draws: the first two choose the count, and as many of the following ones as it
-// takes to find `count` distinct places. Drawing exactly the missing number in each round, all at
-// once, sets the places that drawing them one by one does.
+// stream are those of Draws: the first two choose the count, and as many of the following ones as
+// it takes to find `count` distinct places. Drawing exactly the missing number in each round, all
+// at once, sets the places that drawing them one by one does.
 template <typename Set>
 __device__ void draw_chunk(const DropBlockMaskArgs& args, Seed seed, int64_t item, int64_t begin,
                            int size, uint32_t* taken, int lane, const Set& set) {
@@ -194,9 +191,8 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps) planes_kernel(DropBlockMaskA
     for (int64_t i = threadIdx.x; i < bit_words(size); i += blockDim.x) bits[i] = 0;
     __syncthreads();
     for (int64_t chunk = warp; chunk < chunks; chunk += warps)
-      draw_chunk(args, seed, plane * chunks + chunk, chunk * kChunk,
-                 chunk_size(n, chunk * kChunk), taken + warp * kTakenWords, lane,
-                 SetBits{bits, 0});
+      draw_chunk(args, seed, plane * chunks + chunk, chunk * kChunk, chunk_size(n, chunk * kChunk),
+                 taken + warp * kTakenWords, lane, SetBits{bits, 0});
     __syncthreads();
     if (plane == (group + 1) * per_group) {
       add_kept(counted, group++, kept);
@@ -218,8 +214,8 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps) chunks_kernel(DropBlockMaskA
   const Seed seed = load_seed(args.seed);
   const int64_t n = anchors(g), chunks = ceil_div(n, int64_t{kChunk}), size = elements(g);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kMaxWarps;
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kMaxWarps + warp;
-       item < g.planes * chunks; item += stride) {
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kMaxWarps + warp; item < g.planes * chunks;
+       item += stride) {
     const int64_t plane = item / chunks, begin = (item - plane * chunks) * kChunk;
     draw_chunk(args, seed, item, begin, chunk_size(n, begin), taken + warp * kTakenWords, lane,
                SetBits{args.mask, plane * size});
@@ -233,8 +229,8 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps) invert_kernel(DropBlockMaskA
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   Count counted = 0;
   int64_t group = 0;
-  for (int64_t w = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-       w < bit_words(bits); w += stride) {
+  for (int64_t w = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; w < bit_words(bits);
+       w += stride) {
     const uint32_t word = ~args.mask[w] & low_bits(bits - w * 32);
     args.mask[w] = word;
     if (w * 32 >= (group + 1) * per_group) {
@@ -259,8 +255,7 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps) scale_kernel(DropBlockMaskAr
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < args.groups;
        i += stride)
-    args.scale[i] =
-        mask_scale(*args.plan, args.normalize, total, static_cast<int64_t>(kept[i]));
+    args.scale[i] = mask_scale(*args.plan, args.normalize, total, static_cast<int64_t>(kept[i]));
 }
 
 }  // namespace

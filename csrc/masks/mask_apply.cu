@@ -1,8 +1,7 @@
-#include "masks/mask_apply.h"
-
 #include "core/bits.h"
 #include "core/noise.h"
 #include "core/vector.cuh"
+#include "masks/mask_apply.h"
 
 namespace regkern::cuda {
 namespace {
@@ -40,10 +39,10 @@ __device__ __forceinline__ void normals(const MaskApplyArgs& args, I e, uint32_t
   if (V == 1 || args.channels != 1) {
 #pragma unroll
     for (int i = 0; i < V; ++i)
-      out[i] = (bits >> i & 1u) != 0 || e + i >= static_cast<I>(args.numel)
-                   ? 0.0f
-                   : normal_of(seed, static_cast<uint64_t>(
-                                         logical_index(args, static_cast<I>(e + i))));
+      out[i] =
+          (bits >> i & 1u) != 0 || e + i >= static_cast<I>(args.numel)
+              ? 0.0f
+              : normal_of(seed, static_cast<uint64_t>(logical_index(args, static_cast<I>(e + i))));
     return;
   }
   if constexpr (V == 2) {
@@ -142,8 +141,8 @@ __device__ __forceinline__ void apply_tile(const MaskApplyArgs& args, compute_t<
   const T* residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
   const I numel = static_cast<I>(args.numel);
-  Vector<T, V> in[kUnroll], added[kExtras ? kUnroll : 1];
-  uint32_t bits[kUnroll];
+  Vector<T, V> in[kUnroll]{}, added[kExtras ? kUnroll : 1]{};
+  uint32_t bits[kUnroll]{};
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     const I e = base + static_cast<I>((u * kThreads + static_cast<int>(threadIdx.x)) * V);
@@ -159,8 +158,8 @@ __device__ __forceinline__ void apply_tile(const MaskApplyArgs& args, compute_t<
     const I e = base + static_cast<I>((u * kThreads + static_cast<int>(threadIdx.x)) * V);
     uint32_t active = 0;
     if (kFull || e < numel) {
-      const Vector<T, V> out = product<T, V, kFlat, kExtras>(
-          args, scale, e, in[u], bits[u], added[kExtras ? u : 0], &active);
+      const Vector<T, V> out = product<T, V, kFlat, kExtras>(args, scale, e, in[u], bits[u],
+                                                             added[kExtras ? u : 0], &active);
       if constexpr (kFull)
         store_vector<T, V>(out, y + e);
       else
@@ -208,8 +207,8 @@ void apply_all(const MaskApplyArgs& args, cudaStream_t stream) {
   const bool flat = index.width == 1 && index.repeat == 1 && index.run == args.numel &&
                     args.per_scale == args.numel;
   const bool small = args.numel < (int64_t{1} << 31);
-  const bool extras = args.relu || args.residual != nullptr || args.active != nullptr ||
-                      args.noise != 0.0;
+  const bool extras =
+      args.relu || args.residual != nullptr || args.active != nullptr || args.noise != 0.0;
   const bool aligned = is_aligned(args.x) && is_aligned(args.y) && is_aligned(args.residual);
   const auto launch_indexed = [&]<typename I>(I) {
     if (!aligned)  // one at a time; the extras cost little next to that
@@ -229,8 +228,8 @@ void apply_all(const MaskApplyArgs& args, cudaStream_t stream) {
 
 // ---- bit_transpose ----
 
-// A warp transposes a tile of 32 x 32 bits: lane i holds row i, and after swapping halves, quarters,
-// …, single bits with its neighbours, column i.
+// A warp transposes a tile of 32 x 32 bits: lane i holds row i, and after swapping halves,
+// quarters, …, single bits with its neighbours, column i.
 __device__ uint32_t transpose32(uint32_t row, int lane) {
   uint32_t mask = 0x0000FFFFu;
 #pragma unroll
@@ -284,7 +283,8 @@ void bit_transpose(const BitTransposeArgs& args, Context context) {
   if (bits == 0) return;
   if (args.rows % 32 != 0)
     zero_async(args.out, static_cast<size_t>(bit_words(bits)) * sizeof(uint32_t), stream);
-  const int64_t tiles = args.batch * ceil_div(args.rows, int64_t{32}) * ceil_div(args.cols, int64_t{32});
+  const int64_t tiles =
+      args.batch * ceil_div(args.rows, int64_t{32}) * ceil_div(args.cols, int64_t{32});
   RK_LAUNCH(bit_transpose_kernel, grid_blocks(ceil_div(tiles, int64_t{kThreads / 32}), 8), kThreads,
             0, stream, args);
 }

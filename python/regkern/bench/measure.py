@@ -187,7 +187,12 @@ def _warm_up(case: Case, call: Run, inputs: Inputs) -> int | None:
         call(inputs)
         return None
     leaf = with_grad(inputs)
-    return saved_for_backward(lambda: call(leaf), tensors_of(leaf))
+    try:
+        return saved_for_backward(lambda: call(leaf), tensors_of(leaf))
+    except RuntimeError:
+        # A rival that works in place refuses a leaf, which says nothing about its forward.
+        call(inputs)
+        return None
 
 
 def _with_backward(call: Run, upstream: torch.Tensor | None) -> Run:

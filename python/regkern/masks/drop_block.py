@@ -147,7 +147,8 @@ _drop_block.differentiable(_setup_drop_block, _backward_drop_block)
 def _block_of(
     op: str, x: Tensor, block_size: int | Sequence[int], ndim: int | None
 ) -> list[int]:
-    sizes = [block_size] if isinstance(block_size, int) else list(block_size)
+    whole = isinstance(block_size, Sequence) and not isinstance(block_size, str)
+    sizes = list(block_size) if whole else [block_size]  # type: ignore[arg-type]
     if any(isinstance(k, bool) or not isinstance(k, int) for k in sizes):
         raise TypeError(
             f"regkern.{op}: expected `block_size` to be an int or a tuple of ints, got {block_size}"

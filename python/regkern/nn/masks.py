@@ -54,7 +54,7 @@ class _DropBlock(nn.Module):
         super().__init__()
         name = type(self).__name__
         _check_options(name, p, border, per, normalize, gamma, gamma_scale, noise, activation, save)
-        sizes = [block_size] if isinstance(block_size, int) else list(block_size)
+        sizes = list(block_size) if isinstance(block_size, Sequence) else [block_size]
         if any(isinstance(k, bool) or not isinstance(k, int) for k in sizes):
             raise TypeError(
                 f"regkern.{name}: expected `block_size` to be an int or a tuple of ints, got "

@@ -162,6 +162,7 @@ CASES = (
             rivals.timm_mix("cutmix"),
             rivals.kornia_mix("RandomCutMixV2"),
         ),
+        differentiable=True,
         bar=1.6,
     ),
     Case(
@@ -174,6 +175,7 @@ CASES = (
         ours=partial(_mix_labels, regkern.cutmix),
         reference=partial(_mix_labels, reference.cutmix),
         rivals=(rivals.torchvision_mix("CutMix"), rivals.timm_mix("cutmix")),
+        differentiable=True,
     ),
     Case(
         op="mixup",
@@ -190,6 +192,7 @@ CASES = (
             rivals.timm_mix("mixup"),
             rivals.kornia_mix("RandomMixUpV2"),
         ),
+        differentiable=True,
         bar=2.0,
     ),
     Case(
