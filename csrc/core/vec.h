@@ -95,6 +95,25 @@ inline void stream_fence() {
 #endif
 }
 
+// Copies n bytes; past the cache where `streaming`. The ends that are no whole lines go through it.
+inline void copy_bytes(const void* from, void* to, int64_t n, bool streaming) {
+  const auto* in = static_cast<const char*>(from);
+  auto* out = static_cast<char*>(to);
+  constexpr int64_t kLine = 64;
+  if (!streaming || n < 4 * kLine) {
+    memcpy(out, in, static_cast<size_t>(n));
+    return;
+  }
+  const int64_t head = (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % kLine)) % kLine;
+  memcpy(out, in, static_cast<size_t>(head));
+  int64_t i = head;
+  for (; i + kLine <= n; i += kLine) {
+    static_assert(kBlock == kLine);
+    stream_block(reinterpret_cast<const uint8_t*>(in + i), reinterpret_cast<uint8_t*>(out + i));
+  }
+  memcpy(out + i, in + i, static_cast<size_t>(n - i));
+}
+
 // Words of 16 consecutive counters: out[w][i] is word w of counter first + i.
 inline void philox16(Seed seed, Stream stream, uint64_t first, uint32_t out[4][16]) {
 #if defined(__AVX512F__)

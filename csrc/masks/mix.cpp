@@ -12,19 +12,24 @@ using namespace masks;
 
 // a x + (1 − a) o, in blocks.
 template <typename T>
-void blend(const T* x, const T* o, T* y, int64_t n, double weight) {
+void blend(const T* x, const T* o, T* y, int64_t n, double weight, bool streaming) {
   using C = compute_t<T>;
   const C a = static_cast<C>(weight), b = C(1) - a;
   C u[kBlock], v[kBlock];
+  alignas(64) T block[kBlock];
   int64_t i = 0;
+  const auto one = [&] { narrow(a * widen(x[i]) + b * widen(o[i]), y + i); };
+  if (streaming)
+    for (; i < n && reinterpret_cast<uintptr_t>(y + i) % 64 != 0; ++i) one();
   for (; i + kBlock <= n; i += kBlock) {
     load_block(x + i, u);
     load_block(o + i, v);
 #pragma omp simd
     for (int j = 0; j < kBlock; ++j) u[j] = a * u[j] + b * v[j];
-    store_block(u, y + i);
+    store_block(u, streaming ? block : y + i);
+    if (streaming) stream_block(block, y + i);
   }
-  for (; i < n; ++i) narrow(a * widen(x[i]) + b * widen(o[i]), y + i);
+  for (; i < n; ++i) one();
 }
 
 // Calls inside(begin, end) for the box rows of one plane and outside(begin, end) for what is
@@ -58,6 +63,11 @@ void mix_planes(const MixArgs& args, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(args.x);
   const T* other = static_cast<const T*>(args.other);
   T* y = static_cast<T*>(args.y);
+  const bool streaming =
+      m.batch * sample_size(m) * static_cast<int64_t>(sizeof(T)) > kStreamingBytes;
+  const auto copy = [&](const T* from, T* to, int64_t n) {
+    copy_bytes(from, to, n * static_cast<int64_t>(sizeof(T)), streaming);
+  };
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / m.outer, o = i % m.outer;
     const double weight = weight_at(args.weight, b);
@@ -69,33 +79,39 @@ void mix_planes(const MixArgs& args, int64_t begin, int64_t end) {
         m, box,
         [&](int64_t from, int64_t to) {
           if (weight == 0.0)
-            std::memcpy(out + from, theirs + from, static_cast<size_t>(to - from) * sizeof(T));
+            copy(theirs + from, out + from, to - from);
           else
-            blend(own + from, theirs + from, out + from, to - from, weight);
+            blend(own + from, theirs + from, out + from, to - from, weight, streaming);
         },
-        [&](int64_t from, int64_t to) {
-          std::memcpy(out + from, own + from, static_cast<size_t>(to - from) * sizeof(T));
-        });
+        [&](int64_t from, int64_t to) { copy(own + from, out + from, to - from); });
   }
+  if (streaming) stream_fence();
 }
 
-template <typename T>
-void add_scaled(const T* g, compute_t<T>* sum, int64_t n, compute_t<T> a) {
+// sum += a g, or sum = a g.
+template <bool kAdd, typename T>
+void scaled(const T* g, compute_t<T>* sum, int64_t n, compute_t<T> a) {
   using C = compute_t<T>;
   C v[kBlock];
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     load_block(g + i, v);
 #pragma omp simd
-    for (int j = 0; j < kBlock; ++j) sum[i + j] += a * v[j];
+    for (int j = 0; j < kBlock; ++j) sum[i + j] = (kAdd ? sum[i + j] : C(0)) + a * v[j];
   }
-  for (; i < n; ++i) sum[i] += a * widen(g[i]);
+  for (; i < n; ++i) sum[i] = (kAdd ? sum[i] : C(0)) + a * widen(g[i]);
 }
 
 template <typename T>
-void store_run(const compute_t<T>* in, T* out, int64_t n) {
+void store_run(const compute_t<T>* in, T* out, int64_t n, bool streaming) {
+  alignas(64) T block[kBlock];
   int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) store_block(in + i, out + i);
+  if (streaming)
+    for (; i < n && reinterpret_cast<uintptr_t>(out + i) % 64 != 0; ++i) narrow(in[i], out + i);
+  for (; i + kBlock <= n; i += kBlock) {
+    store_block(in + i, streaming ? block : out + i);
+    if (streaming) stream_block(block, out + i);
+  }
   for (; i < n; ++i) narrow(in[i], out + i);
 }
 
@@ -107,9 +123,12 @@ void adjoint_rows(const MixAdjointArgs& args, int64_t begin, int64_t end) {
   const T* g = static_cast<const T*>(args.g);
   T* out = static_cast<T*>(args.out);
   Scratch<C> sum(row);
+  const int64_t outputs = args.own ? m.batch : args.others;
+  const bool streaming =
+      outputs * rows * row * static_cast<int64_t>(sizeof(T)) > kStreamingBytes;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t j = r / rows, within = r % rows, y = within % m.height;
-    std::memset(sum.data(), 0, static_cast<size_t>(row) * sizeof(C));
+    if (!args.own) std::memset(sum.data(), 0, static_cast<size_t>(row) * sizeof(C));
     // The weight 1 outside a box is the whole row less what stands inside.
     if (args.own) {
       const T* source = g + r * row;
@@ -117,10 +136,12 @@ void adjoint_rows(const MixAdjointArgs& args, int64_t begin, int64_t end) {
       const double a = weight_at(args.weight, j);
       const bool hit = y >= box.y0 && y < box.y1 && box.x0 < box.x1 && a != 1.0;
       const int64_t x0 = hit ? box.x0 * m.inner : row, x1 = hit ? box.x1 * m.inner : row;
-      add_scaled(source, sum.data(), x0, C(1));
+      scaled<false>(source, sum.data(), x0, C(1));
       if (hit && a != 0.0)
-        add_scaled(source + x0, sum.data() + x0, x1 - x0, static_cast<C>(a));
-      add_scaled(source + x1, sum.data() + x1, row - x1, C(1));
+        scaled<false>(source + x0, sum.data() + x0, x1 - x0, static_cast<C>(a));
+      else
+        std::memset(sum.data() + x0, 0, static_cast<size_t>(x1 - x0) * sizeof(C));
+      scaled<false>(source + x1, sum.data() + x1, row - x1, C(1));
     }
     if (args.from_partner) {
       for (int64_t i = args.head[j]; i >= 0; i = args.next[i]) {
@@ -128,12 +149,13 @@ void adjoint_rows(const MixAdjointArgs& args, int64_t begin, int64_t end) {
         const double a = weight_at(args.weight, i);
         if (y < box.y0 || y >= box.y1 || box.x0 >= box.x1 || a == 1.0) continue;
         const int64_t x0 = box.x0 * m.inner;
-        add_scaled(g + (i * rows + within) * row + x0, sum.data() + x0,
-                   (box.x1 - box.x0) * m.inner, C(1) - static_cast<C>(a));
+        scaled<true>(g + (i * rows + within) * row + x0, sum.data() + x0,
+                     (box.x1 - box.x0) * m.inner, C(1) - static_cast<C>(a));
       }
     }
-    store_run(sum.data(), out + r * row, row);
+    store_run(sum.data(), out + r * row, row, streaming);
   }
+  if (streaming) stream_fence();
 }
 
 template <typename T>
