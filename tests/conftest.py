@@ -38,9 +38,7 @@ def build_library(name: str, *options: str) -> Path:
         ],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    built = subprocess.run(
-        [_tool("cmake"), "--build", str(folder)], capture_output=True, text=True
-    )
+    built = subprocess.run([_tool("cmake"), "--build", str(folder)], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
 

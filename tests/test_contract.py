@@ -99,7 +99,10 @@ def test_matches_definition(sample: Sample) -> None:
         actual = sample.call(*tensors)
         assert actual.dtype == dtype
         torch.testing.assert_close(
-            actual.double(), expected.double(), **TOLERANCE[dtype], msg=lambda m, d=dtype: f"{d}: {m}"
+            actual.double(),
+            expected.double(),
+            **TOLERANCE[dtype],
+            msg=lambda m, d=dtype: f"{d}: {m}",
         )
 
 
@@ -176,7 +179,9 @@ def test_functional_transforms(sample: Sample) -> None:
     stacked = torch.stack([tensors[0], tensors[0].flip(-1)])
     per_sample = torch.func.vmap(torch.func.grad(loss))(stacked)
     torch.testing.assert_close(per_sample[0], expected)
-    torch.testing.assert_close(torch.func.vjp(loss, tensors[0])[1](torch.tensor(1.0).double())[0], expected)
+    torch.testing.assert_close(
+        torch.func.vjp(loss, tensors[0])[1](torch.tensor(1.0).double())[0], expected
+    )
     if tensors[0].numel() <= 150:
         hessian = torch.func.jacrev(torch.func.grad(loss))(tensors[0])
         assert hessian.shape == (*x.shape, *x.shape)
@@ -222,9 +227,7 @@ def test_layouts(sample: Sample) -> None:
     tensors = sample.tensors(torch.float32)
     expected = sample.call(*tensors)
     strided = [t.new_empty((*t.shape, 2)).select(-1, 1).copy_(t) for t in tensors]
-    offset = [
-        torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t) for t in tensors
-    ]
+    offset = [torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t) for t in tensors]
     transposed = [t.movedim(0, -1).contiguous().movedim(-1, 0) for t in tensors]
     mixed = [strided[0], *tensors[1:]]
     for variant in (strided, offset, transposed, mixed):
@@ -367,9 +370,7 @@ def _replay_elsewhere(
 
 
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_same_bits_in_every_instruction_set(
-    recorded: Any, tmp_path: Path, capability: str
-) -> None:
+def test_same_bits_in_every_instruction_set(recorded: Any, tmp_path: Path, capability: str) -> None:
     order = ["baseline", "avx2", "avx512"]
     best = regkern.build_info()["cpu_capability"]
     if "REGKERN_CPU_CAPABILITY" not in os.environ and order.index(capability) > order.index(best):
@@ -389,9 +390,7 @@ def test_same_bits_in_the_emulator(
     )
 
 
-def test_emulator_under_sanitizers(
-    recorded: Any, sanitized_emulator: Path, tmp_path: Path
-) -> None:
+def test_emulator_under_sanitizers(recorded: Any, sanitized_emulator: Path, tmp_path: Path) -> None:
     runtime = " ".join(
         subprocess.run(
             ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True

@@ -293,7 +293,7 @@ def test_drop_block_errors(
 
 
 def test_drop_block_input_errors() -> None:
-    with pytest.raises(TypeError, match="expected `x` of dtype float32.* got torch.int64"):
+    with pytest.raises(TypeError, match=r"expected `x` of dtype float32.* got torch.int64"):
         regkern.drop_block(torch.zeros(2, 3, 8, 8, dtype=torch.int64))
     with pytest.raises(TypeError, match="expected `x` to be a tensor"):
         regkern.drop_block([1.0])  # type: ignore[arg-type]
@@ -472,7 +472,9 @@ def test_values_that_would_read_elsewhere_are_refused() -> None:
 
 
 def test_erased_area_follows_scale_and_ratio() -> None:
-    box = regkern.erase_boxes((8000, 3, 64, 64), p=1.0, scale=(0.05, 0.2), ratio=(0.5, 2.0), seed=SEED)
+    box = regkern.erase_boxes(
+        (8000, 3, 64, 64), p=1.0, scale=(0.05, 0.2), ratio=(0.5, 2.0), seed=SEED
+    )
     y0, y1, x0, x1 = box[:, 0].unbind(-1)
     height, width = (y1 - y0).double(), (x1 - x0).double()
     share = height * width / 64**2
@@ -535,5 +537,5 @@ def test_erasing_errors(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_noise_needs_floating_point() -> None:
-    with pytest.raises(TypeError, match="floating|dtype"):
+    with pytest.raises(TypeError, match=r"floating|dtype"):
         regkern.random_erasing(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), value="pixel")

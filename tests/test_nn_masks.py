@@ -134,7 +134,7 @@ def test_repr() -> None:
     ],
 )
 def test_layer_refuses(arguments: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"regkern\.DropBlock2d"):
+    with pytest.raises(error, match=r"regkern\.drop_block: expected"):
         DropBlock2d(**arguments)
 
 

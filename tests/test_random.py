@@ -54,7 +54,11 @@ def test_known_answers_of_the_kernel(
 def test_normals_are_normal() -> None:
     x = torch.zeros(4, 4, 256, 256)
     box = torch.tensor([[0, 256, 0, 256]] * 4, dtype=torch.int32)
-    n = regkern.random_erasing(x, value="pixel", box=box, seed=regkern.make_seed()).flatten().double()
+    n = (
+        regkern.random_erasing(x, value="pixel", box=box, seed=regkern.make_seed())
+        .flatten()
+        .double()
+    )
     count = n.numel()
     assert abs(n.mean()) < 5 / math.sqrt(count)
     assert abs(n.var() - 1) < 5 * math.sqrt(2 / count)
@@ -86,8 +90,12 @@ def test_seeds_follow_torch_generators() -> None:
     assert not torch.equal(regkern.make_seed(), a)
     g, h = torch.Generator().manual_seed(9), torch.Generator().manual_seed(9)
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(regkern.drop_block(x, 0.3, 3, generator=g), regkern.drop_block(x, 0.3, 3, generator=h))
-    assert not torch.equal(regkern.drop_block(x, 0.3, 3, generator=g), regkern.drop_block(x, 0.3, 3, generator=g))
+    assert torch.equal(
+        regkern.drop_block(x, 0.3, 3, generator=g), regkern.drop_block(x, 0.3, 3, generator=h)
+    )
+    assert not torch.equal(
+        regkern.drop_block(x, 0.3, 3, generator=g), regkern.drop_block(x, 0.3, 3, generator=g)
+    )
 
 
 @pytest.mark.parametrize("word", [0, 1])
@@ -104,7 +112,9 @@ def test_key_and_offset_both_matter(word: int) -> None:
 
 def test_seed_errors() -> None:
     x = torch.randn(2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"drop_block: expected `seed` to be an int64 tensor \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"drop_block: expected `seed` to be an int64 tensor \(2,\)"
+    ):
         regkern.drop_block(x, seed=torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="`seed` or `generator`, got both"):
         regkern.drop_block(x, seed=regkern.make_seed(), generator=torch.Generator())

@@ -21,12 +21,12 @@ def _load() -> bool:
         raise ImportError(
             f"regkern: {library} is missing; build it with `pip install .` in the source tree"
         )
-    torch.ops.load_library(str(library))
+    torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     cuda = _HERE / "libregkern_cuda.so"
     # It needs libtorch_cuda, which only a CUDA build of torch has.
     if torch.version.cuda is None or not cuda.exists():
         return False
-    torch.ops.load_library(str(cuda))
+    torch.ops.load_library(str(cuda))  # type: ignore[no-untyped-call]
     return True
 
 

@@ -38,7 +38,7 @@ class Op:
             # A Function takes positions alone; the schema gives their order and defaults.
             rest = self._arguments[len(args) :]
             named = [kwargs.get(a.name, a.default_value) for a in rest]
-            return self._function.apply(*args, *named)
+            return function_apply(self._function, *args, *named)
         return self.raw(*args, **kwargs)
 
     def differentiable(self, setup_context: SetupContext, backward: Backward) -> None:
@@ -56,6 +56,11 @@ class Op:
             f"{self.namespace}::{self.name}", backward, setup_context=setup
         )
         self._function = _transformable(self, setup_context, backward)
+
+
+def function_apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply`, which torch leaves untyped."""
+    return function.apply(*args)  # type: ignore[no-untyped-call]
 
 
 def _transformable(

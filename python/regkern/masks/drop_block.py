@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
+from regkern._registration import dense_like, function_apply, register
 from regkern.random import resolve_seed
 
 Border = Literal["valid", "clip", "same", "wrap"]
@@ -104,37 +104,55 @@ def _backward_apply(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 _apply.differentiable(_setup_apply, _backward_apply)
 
 
+def _save(
+    ctx: Any,
+    fixed: tuple[Any, ...],
+    shape: tuple[int, ...],
+    seed: Tensor,
+    p_tensor: Tensor | None,
+    drawn: tuple[Tensor, Tensor, Tensor],
+    relu: bool,
+    save: str,
+) -> None:
+    """What the gradients need. `fixed` is (p, block_size, border, per, …, gamma_scale)."""
+    ctx.fixed, ctx.shape, ctx.relu, ctx.save = fixed, shape, relu, save
+    mask, scale, active = drawn
+    ctx.save_for_backward(*((seed, p_tensor) if save == "seed" else (mask, scale)), active)
+
+
+def _gradients(
+    ctx: Any, g: Tensor, needs_x: bool, needs_residual: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx = g ⊙ [y > 0] ⊙ M · scale and dr = g ⊙ [y > 0], the brackets with ReLU."""
+    first, second, active = ctx.saved_tensors
+    p, block_size, border, per, *rest = ctx.fixed
+    if ctx.save == "seed":
+        mask, scale = _mask(first, p, ctx.shape, block_size, border, per, *rest, second)
+    else:
+        mask, scale = first, second
+    active = active if ctx.relu else None
+    ndim = len(block_size)
+    dx = _apply(g, mask, scale, ndim, per, active) if needs_x else None
+    if not needs_residual:
+        return dx, None
+    dr = g if active is None else _apply(g, active, torch.ones_like(scale[:1]), ndim)
+    return dx, dr
+
+
 def _setup_drop_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, seed, ctx.p, ctx.block_size = inputs[:4]
-    ctx.options = inputs[4:9]
-    ctx.per = inputs[5]
-    p_tensor, _, ctx.relu, residual, ctx.save = inputs[9:]
-    ctx.shape = tuple(x.shape)
-    ctx.has_residual = residual is not None
+    x, seed, *fixed, p_tensor, _, relu, _, save = inputs
     _, mask, scale, active = output
     ctx.mark_non_differentiable(mask, scale, active)
     ctx.set_materialize_grads(False)
-    if ctx.save == "seed":
-        ctx.save_for_backward(seed, p_tensor, active)
-    else:
-        ctx.save_for_backward(mask, scale, active)
+    _save(ctx, tuple(fixed), tuple(x.shape), seed, p_tensor, (mask, scale, active), relu, save)
 
 
 def _backward_drop_block(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Any, ...]:
     grads: list[Tensor | None] = [None] * 14
-    if g is None:
-        return tuple(grads)
-    if ctx.save == "seed":
-        seed, p_tensor, active = ctx.saved_tensors
-        mask, scale = _mask(seed, ctx.p, ctx.shape, ctx.block_size, *ctx.options, p_tensor)
-    else:
-        mask, scale, active = ctx.saved_tensors
-    active = active if ctx.relu else None
-    ndim = len(ctx.block_size)
-    if ctx.needs_input_grad[0]:
-        grads[0] = _apply(g, mask, scale, ndim, ctx.per, active)
-    if ctx.has_residual and ctx.needs_input_grad[12]:
-        grads[12] = g if active is None else _apply(g, active, torch.ones_like(scale[:1]), ndim)
+    if g is not None:
+        needs = ctx.needs_input_grad
+        # Arguments at their default, the residual among them, may not be there.
+        grads[0], grads[12] = _gradients(ctx, g, needs[0], len(needs) > 12 and needs[12])
     return tuple(grads)
 
 
@@ -144,16 +162,13 @@ _drop_block.differentiable(_setup_drop_block, _backward_drop_block)
 # ---- public functions ----
 
 
-def _block_of(
-    op: str, x: Tensor, block_size: int | Sequence[int], ndim: int | None
-) -> list[int]:
-    whole = isinstance(block_size, Sequence) and not isinstance(block_size, str)
-    sizes = list(block_size) if whole else [block_size]  # type: ignore[arg-type]
+def _block_of(op: str, x: Tensor, block_size: int | Sequence[int], ndim: int | None) -> list[int]:
+    sizes = list(block_size) if isinstance(block_size, list | tuple) else [block_size]
     if any(isinstance(k, bool) or not isinstance(k, int) for k in sizes):
         raise TypeError(
             f"regkern.{op}: expected `block_size` to be an int or a tuple of ints, got {block_size}"
         )
-    if any(k < 1 for k in sizes):
+    if any(k < 1 for k in sizes):  # type: ignore[operator]
         raise ValueError(
             f"regkern.{op}: expected every `block_size` to be at least 1, got {block_size}"
         )
@@ -172,7 +187,94 @@ def _block_of(
             f"regkern.{op}: expected `x` of rank {ndim + 1} or {ndim + 2} and {ndim} block sizes, "
             f"got shape {tuple(x.shape)} and {block_size}"
         )
-    return sizes
+    return sizes  # type: ignore[return-value]
+
+
+def _p_tensor(p: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+    if not isinstance(p, Tensor):
+        return p, None
+    return 0.0, p.detach().reshape(()).to(x.device, torch.float64)
+
+
+class _InPlace(torch.autograd.Function):
+    """The in-place call for autograd, which cannot see through a mutable custom op."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        seed: Tensor,
+        p_tensor: Tensor | None,
+        fixed: tuple[Any, ...],
+        noise: float,
+        relu: bool,
+        save: str,
+    ) -> Tensor:
+        drawn = _drop_block_.raw(x, seed, *fixed, p_tensor, noise, relu, residual, save)
+        ctx.mark_dirty(x)
+        _save(ctx, fixed, tuple(x.shape), seed, p_tensor, drawn, relu, save)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        needs = ctx.needs_input_grad
+        return *_gradients(ctx, g, needs[0], needs[1]), *([None] * 6)
+
+
+def _drop(
+    op: str,
+    inplace: bool,
+    x: Tensor,
+    p: float | Tensor,
+    block_size: int | Sequence[int],
+    *,
+    ndim: int | None,
+    training: bool,
+    border: str,
+    per: str,
+    normalize: str,
+    gamma: str,
+    gamma_scale: float,
+    activation: str | None,
+    residual: Tensor | None,
+    noise: float,
+    save: str,
+    seed: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    checks.floating(op, "x", x)
+    sizes = _block_of(op, x, block_size, ndim)
+    _check_options(op, p, border, per, normalize, gamma, gamma_scale, noise, activation, save)
+    if residual is not None:
+        checks.same(op, "residual", residual, x)
+    relu = activation == "relu"
+    if not training or (not isinstance(p, Tensor) and p == 0.0):
+        return _without_drop(x, residual, relu, inplace)
+    seed = resolve_seed(op, x, seed, generator)
+    value, p_tensor = _p_tensor(p, x)
+    fixed = (value, sizes, border, per, normalize, gamma, gamma_scale)
+    # Functionalisation makes a compiled in-place call the functional op and at most one copy.
+    if not inplace or torch.compiler.is_compiling():
+        y: Tensor = _drop_block(x, seed, *fixed, p_tensor, noise, relu, residual, save)[0]
+        return x.copy_(y) if inplace else y
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (residual is not None and residual.requires_grad)
+    ):
+        function_apply(_InPlace, x, residual, seed, p_tensor, fixed, noise, relu, save)
+        return x
+    _drop_block_.raw(x, seed, *fixed, p_tensor, noise, relu, residual, save)
+    return x
+
+
+def _without_drop(x: Tensor, residual: Tensor | None, relu: bool, inplace: bool) -> Tensor:
+    """What is left of the op where nothing is dropped."""
+    if not inplace:
+        y = x if residual is None else x + residual
+        return torch.relu(y) if relu else y
+    if residual is not None:
+        x.add_(residual)
+    return x.relu_() if relu else x
 
 
 def _check_options(
@@ -183,9 +285,9 @@ def _check_options(
     normalize: str,
     gamma: str,
     gamma_scale: float,
-    noise: float,
-    activation: str | None,
-    save: str,
+    noise: float = 0.0,
+    activation: str | None = None,
+    save: str = "mask",
 ) -> None:
     checks.probability(op, "p", p)
     checks.one_of(op, "border", border, _BORDERS)
@@ -199,18 +301,6 @@ def _check_options(
         raise ValueError(
             f"regkern.{op}: expected `activation` to be None or 'relu', got {activation!r}"
         )
-
-
-def _p_tensor(p: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
-    if not isinstance(p, Tensor):
-        return p, None
-    return 0.0, p.detach().reshape(()).to(x.device, torch.float64)
-
-
-def _finish(x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-    """What is left of the op where nothing is dropped."""
-    y = x if residual is None else x + residual
-    return torch.relu(y) if activation == "relu" else y
 
 
 def drop_block(
@@ -308,76 +398,11 @@ def drop_block(
     Ghiasi, Lin and Le, "DropBlock: A regularization method for convolutional networks", NeurIPS
     2018.
     """
-    op = "drop_block"
-    checks.floating(op, "x", x)
-    sizes = _block_of(op, x, block_size, ndim)
-    _check_options(
-        op, p, border, per, normalize, gamma, gamma_scale, noise, activation, save
-    )
-    if residual is not None:
-        checks.same(op, "residual", residual, x)
-    if not training or (not isinstance(p, Tensor) and p == 0.0):
-        return _finish(x, activation, residual)
-    seed = resolve_seed(op, x, seed, generator)
-    value, p_tensor = _p_tensor(p, x)
-    y: Tensor = _drop_block(
-        x,
-        seed,
-        value,
-        sizes,
-        border,
-        per,
-        normalize,
-        gamma,
-        gamma_scale,
-        p_tensor,
-        noise,
-        activation == "relu",
-        residual,
-        save,
-    )[0]
-    return y
-
-
-class _InPlace(torch.autograd.Function):
-    """The in-place call for autograd, which cannot see through a mutable custom op."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, seed: Tensor, p_tensor: Tensor | None,
-        block: list[int], options: tuple[Any, ...], relu: bool, noise: float, save: str, p: float,
-    ) -> Tensor:  # fmt: skip
-        mask, scale, active = _drop_block_.raw(
-            x, seed, p, block, *options, p_tensor, noise, relu, residual, save
-        )
-        ctx.mark_dirty(x)
-        ctx.p, ctx.block_size, ctx.options, ctx.per = p, block, options, options[1]
-        ctx.relu, ctx.save, ctx.shape = relu, save, tuple(x.shape)
-        ctx.has_residual = residual is not None
-        if save == "seed":
-            ctx.save_for_backward(seed, p_tensor, active)
-        else:
-            ctx.save_for_backward(mask, scale, active)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        # Only x and residual have gradients; the shared formula looks for them at 0 and 12.
-        needs = ctx.needs_input_grad
-        ctx_like = _Context(ctx, needs)
-        grads = _backward_drop_block(ctx_like, g)
-        return grads[0], grads[12], *([None] * 8)
-
-
-class _Context:
-    """The saved state of `_InPlace`, seen with the argument order of the raw op."""
-
-    def __init__(self, ctx: Any, needs: tuple[bool, ...]) -> None:
-        self._ctx = ctx
-        self.needs_input_grad = (needs[0], *([False] * 11), needs[1], False)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ctx, name)
+    return _drop(
+        "drop_block", False, x, p, block_size, ndim=ndim, training=training, border=border, per=per,
+        normalize=normalize, gamma=gamma, gamma_scale=gamma_scale, activation=activation,
+        residual=residual, noise=noise, save=save, seed=seed, generator=generator,
+    )  # fmt: skip
 
 
 def drop_block_(
@@ -408,38 +433,11 @@ def drop_block_(
     Tensor
         x.
     """
-    op = "drop_block_"
-    checks.floating(op, "x", x)
-    sizes = _block_of(op, x, block_size, ndim)
-    _check_options(
-        op, p, border, per, normalize, gamma, gamma_scale, noise, activation, save
-    )
-    if residual is not None:
-        checks.same(op, "residual", residual, x)
-    if not training or (not isinstance(p, Tensor) and p == 0.0):
-        if residual is not None:
-            x.add_(residual)
-        return x.relu_() if activation == "relu" else x
-    seed = resolve_seed(op, x, seed, generator)
-    value, p_tensor = _p_tensor(p, x)
-    options = (border, per, normalize, gamma, gamma_scale)
-    relu = activation == "relu"
-    if torch.compiler.is_compiling():
-        # Functionalisation turns this into the functional op and at most one copy.
-        y = _drop_block(
-            x, seed, value, sizes, *options, p_tensor, noise, relu, residual, save
-        )[0]
-        return x.copy_(y)
-    differentiable = torch.is_grad_enabled() and (
-        x.requires_grad or (residual is not None and residual.requires_grad)
-    )
-    if differentiable:
-        result: Tensor = _InPlace.apply(
-            x, residual, seed, p_tensor, sizes, options, relu, noise, save, value
-        )
-        return result
-    _drop_block_.raw(x, seed, value, sizes, *options, p_tensor, noise, relu, residual, save)
-    return x
+    return _drop(
+        "drop_block_", True, x, p, block_size, ndim=ndim, training=training, border=border, per=per,
+        normalize=normalize, gamma=gamma, gamma_scale=gamma_scale, activation=activation,
+        residual=residual, noise=noise, save=save, seed=seed, generator=generator,
+    )  # fmt: skip
 
 
 def drop_block_mask(
@@ -468,7 +466,7 @@ def drop_block_mask(
     op = "drop_block_mask"
     like = torch.empty(tuple(size), device="meta")
     sizes = _block_of(op, like, block_size, ndim)
-    _check_options(op, p, border, per, normalize, gamma, gamma_scale, 0.0, None, "mask")
+    _check_options(op, p, border, per, normalize, gamma, gamma_scale)
     checks.tensor(op, "seed", seed)
     value, p_tensor = _p_tensor(p, seed)
     mask, scale = _mask(

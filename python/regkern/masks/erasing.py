@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
+from regkern._registration import dense_like, function_apply, register
 from regkern.random import resolve_seed
 
 Fill = float | Sequence[float] | Tensor | Literal["random", "pixel"]
@@ -169,8 +169,8 @@ def _erase_into(
     if torch.compiler.is_compiling():
         return x.copy_(_erase(x, box, values, fill, noise))
     if torch.is_grad_enabled() and x.requires_grad:
-        z: Tensor = _InPlace.apply(x, box, values, fill, noise)
-        return z
+        function_apply(_InPlace, x, box, values, fill, noise)
+        return x
     _erase_.raw(x, box, values, fill, noise)
     return x
 
@@ -303,12 +303,14 @@ def cutout(
 ) -> Tensor:
     """Cutout: erases squares around uniform centres, clipped at the border.
 
-    Rows [c − L // 2, c + L // 2) of a side L = ``size``, so an odd L acts as L − 1; holes may overlap.
+    Rows [c − L // 2, c + L // 2) of a side L = ``size``, so an odd L acts as L − 1; holes may
+    overlap.
     Arguments and result as in `random_erasing`.
 
     References
     ----------
-    DeVries and Taylor, "Improved regularization of convolutional neural networks with Cutout", 2017.
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with Cutout",
+    2017.
     """
     op = "cutout"
     _check_input(op, x)

@@ -167,8 +167,8 @@ class MixParams(NamedTuple):
     """How a batch was mixed. Passed back as ``params=`` it mixes another one alike.
 
     ``partner`` int64 (B), the sample mixed in; ``box`` int32 (B, 4), (y0, y1, x0, x1), half open;
-    ``weight`` float32 (B), share of the own pixels inside the box; ``lam`` float32 (B), share of the
-    own label.
+    ``weight`` float32 (B), share of the own pixels inside the box; ``lam`` float32 (B), share of
+    the own label.
     """
 
     partner: Tensor
@@ -313,15 +313,15 @@ def _check_batch(
                 f"{tuple(value.shape)}"
             )
         if value.device != x.device:
-            raise ValueError(
-                f"regkern.{op}: expected `{name}` on {x.device}, got {value.device}"
-            )
+            raise ValueError(f"regkern.{op}: expected `{name}` on {x.device}, got {value.device}")
     if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
         raise ValueError(
             f"regkern.{op}: expected `num_classes` to be at least 1, got {num_classes}"
         )
     if other is not None and target is not None and other_target is None:
-        raise ValueError(f"regkern.{op}: expected `other_target` with `other` and `target`, got None")
+        raise ValueError(
+            f"regkern.{op}: expected `other_target` with `other` and `target`, got None"
+        )
     for mask in masks:
         checks.tensor(op, "masks", mask)
         if mask.dim() < 3 or mask.shape[0] != x.shape[0] or mask.shape[-2:] != x.shape[-2:]:
@@ -339,9 +339,7 @@ def _given_partner(op: str, partner: Tensor, x: Tensor, other: Tensor | None) ->
             f"{tuple(partner.shape)}"
         )
     if partner.device != x.device:
-        raise ValueError(
-            f"regkern.{op}: expected `partner` on {x.device}, got {partner.device}"
-        )
+        raise ValueError(f"regkern.{op}: expected `partner` on {x.device}, got {partner.device}")
     return partner
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from regkern import _checks as checks
 from regkern.masks import drop_block, drop_block_
-from regkern.masks.drop_block import Border, Normalize, Per, _check_options
+from regkern.masks.drop_block import Border, Normalize, Per
 from regkern.masks.erasing import random_erasing, random_erasing_
 from regkern.masks.mixing import Mixed, MixParams, Pairing, cutmix, mixup
 
@@ -52,19 +52,23 @@ class _DropBlock(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        _check_options(name, p, border, per, normalize, gamma, gamma_scale, noise, activation, save)
         sizes = list(block_size) if isinstance(block_size, Sequence) else [block_size]
-        if any(isinstance(k, bool) or not isinstance(k, int) for k in sizes):
-            raise TypeError(
-                f"regkern.{name}: expected `block_size` to be an int or a tuple of ints, got "
-                f"{block_size}"
-            )
-        if min(sizes, default=0) < 1 or len(sizes) not in (1, self.ndim):
-            raise ValueError(
-                f"regkern.{name}: expected `block_size` to be one or {self.ndim} ints of at least "
-                f"1, got {block_size}"
-            )
+        # The function checks its own arguments, here on nothing.
+        drop_block(
+            torch.empty((0,) * (self.ndim + 2)),
+            p,
+            sizes if len(sizes) != 1 else sizes * self.ndim,
+            ndim=self.ndim,
+            training=False,
+            border=border,
+            per=per,
+            normalize=normalize,
+            gamma=gamma,
+            gamma_scale=gamma_scale,
+            activation=activation,
+            noise=noise,
+            save=save,
+        )
         self.p = p
         self.block_size = tuple(sizes) if len(sizes) == self.ndim else (sizes[0],) * self.ndim
         self.border: Border = border

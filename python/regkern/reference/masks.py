@@ -87,7 +87,7 @@ def _binomial_thresholds(n: int, rate: float) -> list[float]:
 
 
 def _draw_anchors(seed: Tensor, planes: int, total: int, rate: float) -> Tensor:
-    """planes × anchors, i.i.d. Bernoulli(rate): a binomial count per chunk, then that many places."""
+    """planes × anchors, i.i.d. Bernoulli(rate): a binomial count per chunk, then its places."""
     chunks = math.ceil(total / _CHUNK)
     inverted = rate > 0.5
     rate = 1 - rate if inverted else rate
@@ -193,7 +193,9 @@ def drop_block(
         if noise:
             element = torch.arange(x.numel()).reshape(x.shape)
             fill = noise * draws.normal(seed, element).to(x.device, x.dtype)
-            y = y + fill * (~mask).expand(*mask.shape[:0], *_batched_shape(x, ndim)).reshape(x.shape)
+            y = y + fill * (~mask).expand(*mask.shape[:0], *_batched_shape(x, ndim)).reshape(
+                x.shape
+            )
     if residual is not None:
         y = y + residual
     return torch.relu(y) if activation == "relu" else y
