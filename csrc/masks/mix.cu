@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kThreads) mix_kernel(MixArgs args) {
     const bool pastes = !kBlend || weight == 0.0;
     for (I base = static_cast<I>(blockIdx.x) * kTile; base < size;
          base += static_cast<I>(gridDim.x) * kTile) {
-      Vector<T, V> first[kUnroll], second[kBlend ? kUnroll : 1];
-      uint32_t in[kUnroll];
+      Vector<T, V> first[kUnroll]{}, second[kBlend ? kUnroll : 1]{};
+      uint32_t in[kUnroll]{};
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const I e = base + static_cast<I>((u * kThreads + static_cast<int>(threadIdx.x)) * V);
