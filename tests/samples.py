@@ -218,9 +218,9 @@ SAMPLES: list[Sample] = [
     _mix("blend-box-other", True, True, True),
     _erase("random_erasing", "value", (5, 3, 12, 10), p=0.8, value=1.5),
     _erase("random_erasing", "per-channel", (5, 3, 12, 10), p=1.0, value=(1.0, 2.0, 3.0)),
-    _erase("random_erasing", "random", (4, 3, 12, 10), p=1.0, value="random", count=(1, 3)),
+    _erase("random_erasing", "channel", (4, 3, 12, 10), p=1.0, value="channel", count=(1, 3)),
     _erase("random_erasing", "pixel", (4, 3, 12, 10), p=1.0, value="pixel", per="batch"),
     _erase("random_erasing", "fit", (4, 3, 12, 10), p=1.0, scale=(0.5, 1.0), sampler="fit"),
-    _erase("random_erasing", "video", (3, 2, 3, 12, 10), p=1.0, value="random"),
+    _erase("random_erasing", "video", (3, 2, 3, 12, 10), p=1.0, value="channel"),
     _erase("cutout", "holes", (4, 3, 12, 10), size=5, holes=2),
 ]

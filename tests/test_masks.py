@@ -521,7 +521,7 @@ def test_erasing_replaces_nan() -> None:
         ({"scale": (0.5, 0.2)}, "`scale` with"),
         ({"ratio": (0.0, 1.0)}, "`ratio` with"),
         ({"count": 0}, "`count` from 1"),
-        ({"value": "noise"}, "one of random, pixel"),
+        ({"value": "noise"}, "one of channel, pixel"),
         ({"value": (1.0, 2.0)}, "1 or 3 numbers, got 2"),
         ({"box": torch.zeros(4, 4, dtype=torch.int32)}, "`box` of shape"),
         ({"sampler": "never"}, "one of retry, fit"),

@@ -11,11 +11,18 @@ constexpr int kRankThreads = 256;
 
 bool is_random(Pairing pairing) { return pairing == Pairing::perm || pairing == Pairing::derange; }
 
-__global__ void __launch_bounds__(kThreads) mix_params_kernel(MixParamsArgs args, bool random) {
+__global__ void __launch_bounds__(kThreads, 8) mix_params_kernel(MixParamsArgs args) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; b < args.batch;
+       b += stride)
+    draw_mix(args, b);
+}
+
+// Random partners take two kernels more.
+__global__ void __launch_bounds__(kThreads) pairing_kernel(MixParamsArgs args, bool random) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; b < args.batch;
        b += stride) {
-    draw_mix(args, b);
     if (random)
       args.keys[b] = pairing_key(args, b);
     else
@@ -51,7 +58,7 @@ __global__ void __launch_bounds__(kRankThreads) partner_kernel(MixParamsArgs arg
     store_partner(args, rank);
 }
 
-__global__ void __launch_bounds__(kThreads) erase_params_kernel(EraseParamsArgs args) {
+__global__ void __launch_bounds__(kThreads, 8) erase_params_kernel(EraseParamsArgs args) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; b < args.batch;
        b += stride)
@@ -64,8 +71,9 @@ void mix_params(const MixParamsArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   if (args.batch == 0) return;
   const bool random = is_random(args.pairing);
-  RK_LAUNCH(mix_params_kernel, grid_blocks(ceil_div(args.batch, int64_t{kThreads}), 16), kThreads,
-            0, stream, args, random);
+  const int64_t draws = grid_blocks(ceil_div(args.batch, int64_t{kThreads}), 16);
+  RK_LAUNCH(mix_params_kernel, draws, kThreads, 0, stream, args);
+  RK_LAUNCH(pairing_kernel, draws, kThreads, 0, stream, args, random);
   if (!random) return;
   const int64_t blocks = grid_blocks(ceil_div(args.batch, int64_t{kRankThreads}), 8);
   RK_LAUNCH(rank_kernel, blocks, kRankThreads, 0, stream, args);

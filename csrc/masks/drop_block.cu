@@ -88,9 +88,8 @@ __device__ uint32_t word_of(const Words& words, int i) {
 // stream are those of Draws: the first two choose the count, and as many of the following ones as
 // it takes to find `count` distinct places. Drawing exactly the missing number in each round, all
 // at once, sets the places that drawing them one by one does.
-template <typename Set>
 __device__ void draw_chunk(const DropBlockMaskArgs& args, Seed seed, int64_t item, int64_t begin,
-                           int size, uint32_t* taken, int lane, const Set& set) {
+                           int size, uint32_t* taken, int lane, const SetBits& set) {
   constexpr int kFirst = 2;
   const Geometry& g = args.geometry;
   const Plan& plan = *args.plan;
@@ -117,17 +116,17 @@ __device__ void draw_chunk(const DropBlockMaskArgs& args, Seed seed, int64_t ite
       const auto place = static_cast<uint32_t>(
           static_cast<uint64_t>(word) * static_cast<uint32_t>(size) >> 32);  // Draws::below
       const uint32_t bit = 1u << (place & 31);
-      if ((atomicOr(taken + (place >> 5), bit) & bit) != 0) continue;
-      ++fresh;
-      if (!inverted) for_each_run(g, begin + place, set);
+      fresh += (atomicOr(taken + (place >> 5), bit) & bit) == 0;
     }
     next += missing;
     missing -= warp_sum(fresh);
   }
   __syncwarp();
-  if (inverted)
-    for (int place = lane; place < size; place += kWarp)
-      if ((taken[place >> 5] >> (place & 31) & 1u) == 0) for_each_run(g, begin + place, set);
+  for (int i = lane * 32; i < size; i += kWarp * 32) {
+    const uint32_t word = inverted ? ~taken[i >> 5] & low_bits(size - i) : taken[i >> 5];
+    for (uint32_t left = word; left != 0; left &= left - 1)
+      for_each_run(g, begin + i + __ffs(static_cast<int>(left)) - 1, set);
+  }
   // The next chunk clears what lanes of this one may still be reading.
   __syncwarp();
 }
@@ -170,7 +169,7 @@ __device__ Count write_kept(const uint32_t* bits, int64_t size, uint32_t* out, i
 }
 
 // A block draws neighbouring planes one after the other, a warp per chunk of anchors.
-__global__ void __launch_bounds__(kWarp* kMaxWarps) planes_kernel(DropBlockMaskArgs args) {
+__global__ void __launch_bounds__(kWarp* kMaxWarps, 3) planes_kernel(DropBlockMaskArgs args) {
   RK_DYNAMIC_SHARED(uint32_t, bits);
   RK_SHARED(uint32_t, taken, kMaxWarps* kTakenWords);
   const Geometry& g = args.geometry;
@@ -206,7 +205,7 @@ __global__ void __launch_bounds__(kWarp* kMaxWarps) planes_kernel(DropBlockMaskA
 
 // ---- Larger planes: the dropped bits are set in the output, which is inverted afterwards ----
 
-__global__ void __launch_bounds__(kWarp* kMaxWarps) chunks_kernel(DropBlockMaskArgs args) {
+__global__ void __launch_bounds__(kWarp* kMaxWarps, 3) chunks_kernel(DropBlockMaskArgs args) {
   RK_SHARED(uint32_t, taken, kMaxWarps* kTakenWords);
   const Geometry& g = args.geometry;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

@@ -24,7 +24,8 @@ __device__ __forceinline__ uint32_t mask_bits(const MaskApplyArgs& args, I e) {
   if (width > 1 && e % width + V <= width)
     return (args.mask[bit >> 5] >> (bit & 31) & 1u) != 0 ? low_bits(V) : 0u;
   uint32_t bits = 0;
-  for (int i = 0; i < V; ++i) {
+#pragma unroll 1
+  for (int i = 0; i < V; ++i) {  // a boundary of the mask: rare, so small rather than fast
     if (e + i >= static_cast<I>(args.numel)) break;
     const I b = mask_bit(index, static_cast<I>(e + i));
     bits |= (args.mask[b >> 5] >> (b & 31) & 1u) << i;
@@ -37,12 +38,15 @@ template <int V, typename I>
 __device__ __forceinline__ void normals(const MaskApplyArgs& args, I e, uint32_t bits, float* out) {
   const Seed seed = load_seed(args.seed);
   if (V == 1 || args.channels != 1) {
+    // Not unrolled, it would be V generators long; a constant index keeps the results in registers.
+#pragma unroll 1
+    for (int i = 0; i < V; ++i) {
+      if ((bits >> i & 1u) != 0 || e + i >= static_cast<I>(args.numel)) continue;
+      const float normal =
+          normal_of(seed, static_cast<uint64_t>(logical_index(args, static_cast<I>(e + i))));
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      out[i] =
-          (bits >> i & 1u) != 0 || e + i >= static_cast<I>(args.numel)
-              ? 0.0f
-              : normal_of(seed, static_cast<uint64_t>(logical_index(args, static_cast<I>(e + i))));
+      for (int j = 0; j < V; ++j) out[j] = j == i ? normal : out[j];
+    }
     return;
   }
   if constexpr (V == 2) {
@@ -71,20 +75,21 @@ __device__ __forceinline__ Vector<T, V> product(const MaskApplyArgs& args, compu
     for (int i = 0; i < V; ++i) v[i] = widen(x.v[i]) * ((bits >> i & 1u) != 0 ? scale : C(0));
   } else {
     const I per_scale = static_cast<I>(args.per_scale), numel = static_cast<I>(args.numel);
-    const I group = e / per_scale;
-    const bool one_scale = e + V <= (group + 1) * per_scale;
+    I group = e / per_scale, left = (group + 1) * per_scale - e;
     scale = static_cast<C>(args.scale[group]);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      if (i > 0 && !one_scale && e + i < numel)
-        scale = static_cast<C>(args.scale[(e + i) / per_scale]);
+    for (int i = 0; i < V; ++i, --left) {
+      if (i > 0 && left == 0 && e + i < numel) {
+        scale = static_cast<C>(args.scale[++group]);
+        left = per_scale;
+      }
       v[i] = widen(x.v[i]) * ((bits >> i & 1u) != 0 ? scale : C(0));
     }
   }
   if constexpr (kExtras) {
     const C deviation = static_cast<C>(args.noise);
     if (deviation != C(0) && (~bits & low_bits(V)) != 0) {
-      float normal[V];
+      float normal[V] = {};
       normals<V>(args, e, bits, normal);
 #pragma unroll
       for (int i = 0; i < V; ++i)
@@ -133,19 +138,25 @@ __device__ __forceinline__ void store_some(const Vector<T, V>& y, T* data, I e, 
     if (e + i < numel) data[e + i] = y.v[i];
 }
 
-// kUnroll vectors a thread, all loaded before the first is used. kFull: the tile ends within the
-// tensor, nothing needs a check.
-template <typename T, int V, bool kFlat, bool kExtras, int kUnroll, bool kFull, typename I>
+// Vectors of a thread that are loaded before the first is used. The extras load two tensors and
+// need registers for their arithmetic.
+template <int V, bool kExtras>
+constexpr int kUnroll = kExtras ? (V > 4 ? 1 : 2) : 4;
+
+// kCount vectors of each thread, a block's width apart. kFull: the tile ends within the tensor and
+// nothing needs a check.
+template <typename T, int V, bool kFlat, bool kExtras, int kCount, bool kFull, typename I>
 __device__ __forceinline__ void apply_tile(const MaskApplyArgs& args, compute_t<T> scale, I base) {
   const T* x = static_cast<const T*>(args.x);
   const T* residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
   const I numel = static_cast<I>(args.numel);
-  Vector<T, V> in[kUnroll]{}, added[kExtras ? kUnroll : 1]{};
-  uint32_t bits[kUnroll]{};
+  base += static_cast<I>(threadIdx.x) * V;
+  Vector<T, V> in[kCount]{}, added[kExtras ? kCount : 1]{};
+  uint32_t bits[kCount]{};
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {
-    const I e = base + static_cast<I>((u * kThreads + static_cast<int>(threadIdx.x)) * V);
+  for (int u = 0; u < kCount; ++u) {
+    const I e = base + static_cast<I>(u * kThreads * V);
     if (!kFull && e >= numel) continue;
     in[u] = kFull ? load_vector<T, V>(x + e) : load_some<T, V>(x, e, numel);
     if constexpr (kExtras)
@@ -154,8 +165,8 @@ __device__ __forceinline__ void apply_tile(const MaskApplyArgs& args, compute_t<
     bits[u] = mask_bits<V, kFlat>(args, e);
   }
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {
-    const I e = base + static_cast<I>((u * kThreads + static_cast<int>(threadIdx.x)) * V);
+  for (int u = 0; u < kCount; ++u) {
+    const I e = base + static_cast<I>(u * kThreads * V);
     uint32_t active = 0;
     if (kFull || e < numel) {
       const Vector<T, V> out = product<T, V, kFlat, kExtras>(args, scale, e, in[u], bits[u],
@@ -179,23 +190,27 @@ __device__ __forceinline__ void apply_tile(const MaskApplyArgs& args, compute_t<
 }
 
 template <typename T, int V, bool kFlat, bool kExtras, typename I>
-__global__ void __launch_bounds__(kThreads) mask_apply_kernel(MaskApplyArgs args) {
-  constexpr int kUnroll = kExtras ? 2 : 4;
-  constexpr I kTile = kThreads * kUnroll * V;
+__global__ void __launch_bounds__(kThreads, kExtras ? 3 : 4) mask_apply_kernel(MaskApplyArgs args) {
+  constexpr int kCount = kUnroll<V, kExtras>;
+  constexpr I kTile = kThreads * kCount * V;
   const I numel = static_cast<I>(args.numel);
   const auto scale = static_cast<compute_t<T>>(kFlat ? args.scale[0] : 0.0);
   for (I base = static_cast<I>(blockIdx.x) * kTile; base < numel;
        base += static_cast<I>(gridDim.x) * kTile) {
-    if (!kExtras && base + kTile <= numel)
-      apply_tile<T, V, kFlat, kExtras, kUnroll, true>(args, scale, base);
-    else
-      apply_tile<T, V, kFlat, kExtras, kUnroll, false>(args, scale, base);
+    if (base + kTile <= numel) {
+      apply_tile<T, V, kFlat, kExtras, kCount, true>(args, scale, base);
+      continue;
+    }
+#pragma unroll 1
+    for (int u = 0; u < kCount; ++u)
+      apply_tile<T, V, kFlat, kExtras, 1, false>(args, scale,
+                                                 base + static_cast<I>(u * kThreads * V));
   }
 }
 
 template <typename T, int V, bool kFlat, bool kExtras, typename I>
 void launch_apply(const MaskApplyArgs& args, cudaStream_t stream) {
-  constexpr int64_t kTile = int64_t{kThreads} * (kExtras ? 2 : 4) * V;
+  constexpr int64_t kTile = int64_t{kThreads} * kUnroll<V, kExtras> * V;
   RK_LAUNCH((mask_apply_kernel<T, V, kFlat, kExtras, I>),
             grid_blocks(ceil_div(args.numel, kTile), kBlocksPerSm), kThreads, 0, stream, args);
 }

@@ -48,6 +48,7 @@ __device__ __forceinline__ uint32_t inside(const Region<I>& region, const Place<
   }
   uint32_t bits = 0;
   I y = place.y, column = place.column;
+#pragma unroll 1
   for (int i = 0; i < V; ++i) {
     const bool in =
         y >= region.y0 && y < region.y1 && column >= region.begin && column < region.end;
@@ -59,14 +60,61 @@ __device__ __forceinline__ uint32_t inside(const Region<I>& region, const Place<
   return bits;
 }
 
+// V elements on their way. Vectors travel as words: of bytes and halves, each would take a
+// register.
+template <typename T, int V>
+using Payload = std::conditional_t<V == 1, Vector<T, 1>, Vector<uint32_t, 4>>;
+
+template <typename T, int V>
+__device__ __forceinline__ Payload<T, V> load_payload(const T* data) {
+  static_assert(V == 1 || V * sizeof(T) == kVectorBytes);
+  return *reinterpret_cast<const Payload<T, V>*>(data);
+}
+
 // What stands for a partner that is not there. Numbers on a GPU cannot be checked without waiting
 // for it, so the mistake has to show in the result: all bits set are a NaN in every floating-point
 // type. Bytes become 0.
 template <typename T, int V>
-__device__ __forceinline__ Vector<T, V> nobody() {
-  Vector<T, V> v;
+__device__ __forceinline__ Payload<T, V> nobody() {
+  Payload<T, V> v;
   memset(&v, sizeof(T) == 1 ? 0x00 : 0xFF, sizeof(v));
   return v;
+}
+
+// The elements of `other` where a bit is set, else those of `own`.
+template <typename T, int V>
+__device__ __forceinline__ Payload<T, V> chosen(uint32_t bits, Payload<T, V> own,
+                                                const Payload<T, V>& other) {
+  if constexpr (V == 1) {
+    return (bits & 1u) != 0 ? other : own;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t here = bits >> (i * V / 4);
+      uint32_t mask;
+      if constexpr (sizeof(T) == 1)
+        mask = ((here & 15u) * 0x00204081u & 0x01010101u) * 0xFFu;  // bit j to byte j
+      else if constexpr (sizeof(T) == 2)
+        mask = ((here & 1u) | (here & 2u) << 15) * 0xFFFFu;
+      else
+        mask = (here & 1u) * 0xFFFFFFFFu;
+      own.v[i] = (own.v[i] & ~mask) | (other.v[i] & mask);
+    }
+    return own;
+  }
+}
+
+// a x + (1 − a) o.
+template <typename T, int V>
+__device__ __forceinline__ Payload<T, V> blended(double weight, const Payload<T, V>& own,
+                                                 const Payload<T, V>& other) {
+  using C = compute_t<T>;
+  const C a = static_cast<C>(weight), b = C(1) - a;
+  auto x = bit_cast<Vector<T, V>>(own);
+  const auto o = bit_cast<Vector<T, V>>(other);
+#pragma unroll
+  for (int i = 0; i < V; ++i) narrow(a * widen(x.v[i]) + b * widen(o.v[i]), x.v + i);
+  return bit_cast<Payload<T, V>>(x);
 }
 
 // ---- mix ----
@@ -78,10 +126,10 @@ struct alignas(16) Bytes16 {
 
 // Blocks along x share a sample, blocks along y are samples. kBlend: weights other than 0 and 1.
 template <typename T, int V, bool kBlend, typename I>
-__global__ void __launch_bounds__(kThreads) mix_kernel(MixArgs args) {
+__global__ void __launch_bounds__(kThreads, 4) mix_kernel(MixArgs args) {
   constexpr int kUnroll = kBlend ? 2 : 4;
   constexpr I kTile = kThreads * kUnroll * V;
-  constexpr uint32_t kAll = V == 32 ? 0xFFFFFFFFu : (1u << V) - 1u;
+  constexpr uint32_t kAll = (1u << V) - 1u;
   const Images& m = args.images;
   const I size = static_cast<I>(sample_size(m));
   for (int64_t b = blockIdx.y; b < m.batch; b += gridDim.y) {
@@ -97,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) mix_kernel(MixArgs args) {
     const bool pastes = !kBlend || weight == 0.0;
     for (I base = static_cast<I>(blockIdx.x) * kTile; base < size;
          base += static_cast<I>(gridDim.x) * kTile) {
-      Vector<T, V> first[kUnroll]{}, second[kBlend ? kUnroll : 1]{};
+      Payload<T, V> first[kUnroll]{}, second[kBlend ? kUnroll : 1]{};
       uint32_t in[kUnroll]{};
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
@@ -106,33 +154,26 @@ __global__ void __launch_bounds__(kThreads) mix_kernel(MixArgs args) {
         in[u] = none ? 0u : inside<V>(region, place_of(m, e));
         // One load where one source serves all V.
         const bool pasted = pastes && found && in[u] == kAll;
-        first[u] = load_vector<T, V>((pasted ? theirs : own) + e);
+        first[u] = load_payload<T, V>((pasted ? theirs : own) + e);
         if constexpr (kBlend)
           if (in[u] != 0 && !pasted)
-            second[u] = found ? load_vector<T, V>(theirs + e) : nobody<T, V>();
+            second[u] = found ? load_payload<T, V>(theirs + e) : nobody<T, V>();
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const I e = base + static_cast<I>((u * kThreads + static_cast<int>(threadIdx.x)) * V);
         if (e >= size) continue;
-        Vector<T, V> out = first[u];
+        Payload<T, V> out = first[u];
         if (in[u] != 0 && !(pastes && found && in[u] == kAll)) {
-          if constexpr (!kBlend) second[0] = found ? load_vector<T, V>(theirs + e) : nobody<T, V>();
-          const Vector<T, V>& other = second[kBlend ? u : 0];
-          if (pastes || !found) {
-#pragma unroll
-            for (int i = 0; i < V; ++i)
-              if ((in[u] >> i & 1u) != 0) out.v[i] = other.v[i];
-          } else if constexpr (kBlend) {
-            using C = compute_t<T>;
-            const C a = static_cast<C>(weight), c = C(1) - a;
-#pragma unroll
-            for (int i = 0; i < V; ++i)
-              if ((in[u] >> i & 1u) != 0)
-                narrow(a * widen(first[u].v[i]) + c * widen(other.v[i]), out.v + i);
+          if constexpr (kBlend) {
+            const bool whole = pastes || !found;
+            out =
+                chosen<T, V>(in[u], out, whole ? second[u] : blended<T, V>(weight, out, second[u]));
+          } else {
+            out = chosen<T, V>(in[u], out, found ? load_payload<T, V>(theirs + e) : nobody<T, V>());
           }
         }
-        store_vector<T, V>(out, y + e);
+        *reinterpret_cast<Payload<T, V>*>(y + e) = out;
       }
     }
   }

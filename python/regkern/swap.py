@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkern.nn.masks import DropBlock2d, DropBlock3d, _DropBlock
+from regkern.nn.masks.drop_block import DropBlock2d, DropBlock3d, _DropBlock
 
 Rule = Callable[[Any], nn.Module]
 

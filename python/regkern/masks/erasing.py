@@ -12,7 +12,7 @@ from regkern import _checks as checks
 from regkern._registration import dense_like, function_apply, register
 from regkern.random import resolve_seed
 
-Fill = float | Sequence[float] | Tensor | Literal["random", "pixel"]
+Fill = float | Sequence[float] | Tensor | Literal["channel", "pixel"]
 
 
 # ---- raw ops: fake kernels and autograd ----
@@ -73,9 +73,9 @@ class _InPlace(torch.autograd.Function):
 
 def _fill(op: str, value: Fill, x: Tensor) -> tuple[str, Tensor | None]:
     if isinstance(value, str):
-        checks.one_of(op, "value", value, ("random", "pixel"))
+        checks.one_of(op, "value", value, ("channel", "pixel"))
         checks.floating(op, "x", x)
-        return ("channel" if value == "random" else "pixel"), None
+        return value, None
     values = _numbers(value, x)
     count = values.numel()
     # Not `in`: under torch.compile membership does not compare symbolic sizes.
@@ -227,7 +227,7 @@ def random_erasing(
         Probability of erasing, per sample or batch.
     scale, ratio : (float, float)
         Range of the erased share of the image, all boxes together, and of height / width.
-    value : float, sequence, Tensor, "random" or "pixel"
+    value : float, sequence, Tensor, "channel" or "pixel"
         A number, one per channel, a standard normal per box and channel, or one per element (the
         paper's RE-R).
     count : int or (int, int)
