@@ -201,6 +201,41 @@ def test_raw_op_is_differentiable_by_itself() -> None:
     torch.testing.assert_close(x.grad.double(), expected)
 
 
+def test_distributed_data_parallel(tmp_path: Any) -> None:
+    """One process is enough to see the reducer's hooks, and static graphs, work with the ops."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(2, 4, 3), regkern.nn.DropBlock2d(0.3, 3, activation="relu")
+        )
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        x = torch.randn(2, 2, 9, 9)
+        torch.manual_seed(1)
+        parallel(x).square().sum().backward()
+        actual = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(x).square().sum().backward()
+        for a, p in zip(actual, model.parameters(), strict=True):
+            torch.testing.assert_close(a, p.grad)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_ops_by_their_own_names() -> None:
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    params = regkern.cutmix(x, seed=SEED).params
+    y = torch.ops.regkern.cutmix(x, params.partner, params.box)
+    assert torch.equal(y, regkern.cutmix(x, params=params).x)
+    lam = torch.rand(4, requires_grad=True)
+    z = torch.ops.regkern.mixup(x, params.partner, lam)
+    assert torch.equal(z, regkern.mix(x, params.partner, weight=lam))
+    assert all(g is not None for g in torch.autograd.grad((y + z).sum(), (x, lam)))
+    torch.library.opcheck(torch.ops.regkern.mixup.default, (x, params.partner, lam))
+
+
 def test_autocast_and_checkpoint() -> None:
     from torch.utils.checkpoint import checkpoint
 
@@ -290,6 +325,15 @@ def test_drop_block_errors(
     with pytest.raises(error, match=message):
         function(x, **{"p": 0.3, "block_size": 3, **arguments})
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", ["partner", "box", "weight", "other", "out"])
+def test_mixed_devices(name: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    arguments: dict[str, Any] = {"partner": torch.tensor([1, 0])}
+    arguments[name] = torch.empty(2, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=f"mix: expected `{name}` on cpu, got meta"):
+        regkern.mix(x, **arguments)
 
 
 def test_drop_block_input_errors() -> None:

@@ -1,15 +1,20 @@
-// What other parts of the package ask the library. Plain C, found by name.
+// What the rest of the package asks the library about itself.
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
 
 #include "core/isa.h"
 
-extern "C" __attribute__((visibility("default"))) const char* regkern_cpu_capability() {
-  return regkern::isa_name(regkern::capability());
-}
-
 namespace {
 
-// The choice is made when the library is loaded, so that a wrong REGKERN_CPU_CAPABILITY is told by
-// the import and not by the first call.
-[[maybe_unused]] const regkern::Isa chosen = regkern::capability();
+// An op, so that an unknown REGKERN_CPU_CAPABILITY reaches Python as an exception.
+std::string cpu_capability() { return regkern::isa_name(regkern::capability()); }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(regkern, m) { m.def("cpu_capability() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(regkern, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}

@@ -93,8 +93,10 @@ void extras(const MaskApplyArgs& args, int64_t e, uint64_t bits, C* v) {
     const C deviation = static_cast<C>(args.noise);
     C dropped[kBlock];
     expand<C>(~bits, deviation, dropped);
+    // What is kept stays as it is, down to the sign of a zero.
 #pragma omp simd
-    for (int i = 0; i < kBlock; ++i) v[i] += static_cast<C>(normal[i]) * dropped[i];
+    for (int i = 0; i < kBlock; ++i)
+      v[i] = dropped[i] != C(0) ? v[i] + static_cast<C>(normal[i]) * dropped[i] : v[i];
   }
   if (args.residual != nullptr) {
     const T* residual = static_cast<const T*>(args.residual) + e;

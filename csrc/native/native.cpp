@@ -1,4 +1,4 @@
-// regkern._native: what was built, what runs, and what this machine can do. No op goes through it.
+// regkern._native: what was built, and what this machine can do. No op goes through it.
 
 #include <pybind11/pybind11.h>
 
@@ -7,16 +7,12 @@
 
 #include "native/probes.h"
 
-extern "C" const char* regkern_cpu_capability();
-
 namespace py = pybind11;
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Build facts and machine probes of regkern.";
   m.attr("version") = REGKERN_VERSION;
   m.attr("compiler") = __VERSION__;
-  m.def("cpu_capability", [] { return std::string(regkern_cpu_capability()); },
-        "The instruction set that the CPU kernels run with.");
   m.def(
       "copy_bandwidth",
       [](int64_t bytes, int threads, int repeats) {

@@ -51,6 +51,13 @@ def at_least(op: str, name: str, value: float, least: float) -> None:
         raise ValueError(f"regkern.{op}: expected `{name}` to be at least {least}, got {value}")
 
 
+def on_device(op: str, name: str, value: object, like: Tensor) -> None:
+    tensor(op, name, value)
+    assert isinstance(value, Tensor)
+    if value.device != like.device:
+        raise ValueError(f"regkern.{op}: expected `{name}` on {like.device}, got {value.device}")
+
+
 def same(op: str, name: str, value: Tensor, like: Tensor, what: str = "x") -> None:
     """Same shape, dtype and device."""
     tensor(op, name, value)

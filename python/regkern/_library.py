@@ -22,6 +22,8 @@ def _load() -> bool:
             f"regkern: {library} is missing; build it with `pip install .` in the source tree"
         )
     torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    # The instruction set is chosen here, so that a wrong override is told by the import.
+    torch.ops.regkern.cpu_capability()
     cuda = _HERE / "libregkern_cuda.so"
     # It needs libtorch_cuda, which only a CUDA build of torch has.
     if torch.version.cuda is None or not cuda.exists():
@@ -48,7 +50,7 @@ def build_info() -> dict[str, Any]:
         "version": native.version,
         "compiler": native.compiler,
         "torch": torch.__version__,
-        "cpu_capability": native.cpu_capability(),
+        "cpu_capability": torch.ops.regkern.cpu_capability(),
         "cuda_built": (_HERE / "libregkern_cuda.so").exists(),
         "cuda_loaded": _CUDA_LOADED,
     }

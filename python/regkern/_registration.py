@@ -125,6 +125,16 @@ def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) ->
     return op
 
 
+_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def composite(schema: str, function: Callable[..., Any]) -> None:
+    """Defines an op that decomposes into others, gradients and all."""
+    _fragment.define(schema)  # type: ignore[no-untyped-call]
+    name = schema.split("(")[0]
+    _fragment.impl(name, function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+
 def dense_like(x: Tensor) -> Tensor:
     """An empty tensor as the ops allocate it: channels last where x is, else row-major."""
     if not x.is_contiguous():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
+from regkern._registration import composite, dense_like, register
 from regkern.random import resolve_seed
 
 Pairing = Literal["roll", "flip", "perm", "derange", "identity"]
@@ -160,6 +160,17 @@ def _backward_dot(ctx: Any, v: Tensor) -> tuple[Any, ...]:
 _dot.differentiable(_setup_dot, _backward_dot)
 
 
+# The two by their own names, as ops that decompose into `mix`.
+composite(
+    "cutmix(Tensor x, Tensor partner, Tensor box, Tensor? other=None) -> Tensor",
+    lambda x, partner, box, other=None: _mix(x, partner, box, None, other),
+)
+composite(
+    "mixup(Tensor x, Tensor partner, Tensor lam, Tensor? other=None) -> Tensor",
+    lambda x, partner, lam, other=None: _mix(x, partner, None, lam, other),
+)
+
+
 # ---- public functions ----
 
 
@@ -235,6 +246,11 @@ def mix(
     minimization", ICLR 2018 (no box).
     """
     checks.tensor("mix", "x", x)
+    for name, value in (
+        ("partner", partner), ("box", box), ("weight", weight), ("other", other), ("out", out),
+    ):  # fmt: skip
+        if value is not None:
+            checks.on_device("mix", name, value, x)
     if out is None:
         y: Tensor = _mix(x, partner, box, weight, other)
         return y
