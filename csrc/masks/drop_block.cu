@@ -109,7 +109,7 @@ __device__ void draw_chunk(const DropBlockMaskArgs& args, Seed seed, int64_t ite
     int fresh = 0;
     for (int i = lane; i < missing; i += kWarp) {
       const int t = next + i;
-      const bool in_hand = t < kFirst + kWarp;  // drawn together with the count
+      const bool in_hand = t == kFirst + lane;  // drawn together with the count
       const Words more =
           in_hand ? words : philox(seed, Stream::mask, stream + static_cast<uint64_t>(t / 4));
       const uint32_t word = word_of(more, t % 4);

@@ -125,7 +125,7 @@ def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) ->
     return op
 
 
-_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")
+_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def composite(schema: str, function: Callable[..., Any]) -> None:
