@@ -461,6 +461,18 @@ def test_adamixup_gradient_of_lambda() -> None:
     torch.testing.assert_close(da, expected)
 
 
+def test_gradient_of_lambda_through_labels() -> None:
+    x, labels = torch.randn(5, 2, 4, 4), torch.tensor([0, 1, 1, 3, 2])
+    for dtype in (torch.float32, torch.float64):
+        lam = torch.rand(5, dtype=dtype, requires_grad=True)
+        g = torch.randn(5, 4)
+        grads = []
+        for function in (regkern.mixup, reference.mixup):
+            target = function(x, labels, lam=lam, num_classes=4, smoothing=0.2, seed=SEED).target
+            grads.append(torch.autograd.grad((target * g).sum(), lam)[0])
+        torch.testing.assert_close(grads[0], grads[1])
+
+
 def test_switch_probability() -> None:
     x = torch.randn(4000, 1, 4, 4)
     params = regkern.cutmix_or_mixup(x, switch_prob=0.3, p=0.8, seed=SEED).params

@@ -23,43 +23,30 @@ namespace cuda {}
 
 }  // namespace regkern
 
+#define REGKERN_DECLARE_IN(space, name, Args) \
+  namespace space {                           \
+  void name(const Args&, Context);            \
+  }
+
+#if defined(__x86_64__)
+#define REGKERN_DECLARE_VECTORISED(name, Args) \
+  REGKERN_DECLARE_IN(isa_avx2, name, Args)     \
+  REGKERN_DECLARE_IN(isa_avx512, name, Args)
+#define REGKERN_CHOOSE(name)                      \
+  (capability() == Isa::avx512 ? isa_avx512::name \
+   : capability() == Isa::avx2 ? isa_avx2::name   \
+                               : isa_baseline::name)
+#else
+#define REGKERN_DECLARE_VECTORISED(name, Args)
+#define REGKERN_CHOOSE(name) (isa_baseline::name)
+#endif
+
 // Declares the kernel `name(const Args&, Context)` of every backend, and its CPU dispatch. A
 // family's ops.cpp calls `backend::name`, whichever backend it is compiled for.
-#if defined(__x86_64__)
-#define REGKERN_DECLARE_KERNEL(name, Args)                                        \
-  namespace isa_baseline {                                                        \
-  void name(const Args&, Context);                                                \
-  }                                                                               \
-  namespace isa_avx2 {                                                            \
-  void name(const Args&, Context);                                                \
-  }                                                                               \
-  namespace isa_avx512 {                                                          \
-  void name(const Args&, Context);                                                \
-  }                                                                               \
-  namespace cuda {                                                                \
-  void name(const Args&, Context);                                                \
-  }                                                                               \
-  namespace cpu {                                                                 \
-  inline void name(const Args& args, Context context) {                           \
-    switch (capability()) {                                                       \
-      case Isa::avx512:                                                           \
-        return isa_avx512::name(args, context);                                   \
-      case Isa::avx2:                                                             \
-        return isa_avx2::name(args, context);                                     \
-      case Isa::baseline:                                                         \
-        return isa_baseline::name(args, context);                                 \
-    }                                                                             \
-  }                                                                               \
+#define REGKERN_DECLARE_KERNEL(name, Args)                                                     \
+  REGKERN_DECLARE_IN(isa_baseline, name, Args)                                                 \
+  REGKERN_DECLARE_VECTORISED(name, Args)                                                       \
+  REGKERN_DECLARE_IN(cuda, name, Args)                                                         \
+  namespace cpu {                                                                              \
+  inline void name(const Args& args, Context context) { REGKERN_CHOOSE(name)(args, context); } \
   }
-#else
-#define REGKERN_DECLARE_KERNEL(name, Args)                                        \
-  namespace isa_baseline {                                                        \
-  void name(const Args&, Context);                                                \
-  }                                                                               \
-  namespace cuda {                                                                \
-  void name(const Args&, Context);                                                \
-  }                                                                               \
-  namespace cpu {                                                                 \
-  inline void name(const Args& args, Context context) { isa_baseline::name(args, context); } \
-  }
-#endif

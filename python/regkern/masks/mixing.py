@@ -160,6 +160,23 @@ def _backward_dot(ctx: Any, v: Tensor) -> tuple[Any, ...]:
 _dot.differentiable(_setup_dot, _backward_dot)
 
 
+def _setup_labels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    labels, partner, lam, _, _, ctx.smoothing, other_labels = inputs
+    theirs = labels if other_labels is None else other_labels
+    ctx.save_for_backward(labels, theirs.index_select(0, partner))
+    ctx.lam_dtype = lam.dtype
+
+
+def _backward_labels(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    # λ moves weight from the partner's label to the own one.
+    own, theirs = (g.gather(1, y[:, None])[:, 0] for y in ctx.saved_tensors)
+    dlam = ((1.0 - ctx.smoothing) * (own - theirs)).to(ctx.lam_dtype)
+    return None, None, dlam, None, None, None, None
+
+
+_labels.differentiable(_setup_labels, _backward_labels)
+
+
 # The two by their own names, as ops that decompose into `mix`.
 composite(
     "cutmix(Tensor x, Tensor partner, Tensor box, Tensor? other=None) -> Tensor",
@@ -264,25 +281,31 @@ def mix(
     return out
 
 
-def _mix_target(
-    op: str,
-    target: Tensor,
-    params: MixParams,
-    other_target: Tensor | None,
-    num_classes: int | None,
-    smoothing: float,
-    dtype: torch.dtype | None,
-) -> Target:
+class _How(NamedTuple):
+    """What comes along with the images, and how it comes out."""
+
+    masks: Sequence[Tensor] = ()
+    other: Tensor | None = None
+    other_target: Tensor | None = None
+    other_masks: Sequence[Tensor] | None = None
+    num_classes: int | None = None
+    smoothing: float = 0.0
+    target_dtype: torch.dtype | None = None
+    out: Tensor | None = None
+
+
+def _mix_target(target: Tensor, params: MixParams, how: _How) -> Target:
     """Soft targets, or (y, y of the partner, λ) for labels without a number of classes."""
+    other_target, dtype = how.other_target, how.target_dtype
     labels = not target.is_floating_point()
-    if labels and target.dim() == 1 and num_classes is not None:
+    if labels and target.dim() == 1 and how.num_classes is not None:
         soft: Tensor = _labels(
             target.long(),
             params.partner,
-            params.lam.detach(),
-            num_classes,
+            params.lam.float(),
+            how.num_classes,
             dtype or torch.float32,
-            smoothing,
+            how.smoothing,
             None if other_target is None else other_target.long(),
         )
         return soft
@@ -290,11 +313,12 @@ def _mix_target(
     if labels:
         return target, theirs.index_select(0, params.partner), params.lam
     dtype = dtype or target.dtype
-    if smoothing:
+    if how.smoothing:
         # In float32 at least, so that a half-precision target is rounded once, at the end.
         wide = torch.promote_types(target.dtype, torch.float32)
         target, theirs = (
-            t.to(wide) * (1.0 - smoothing) + smoothing / t.shape[-1] for t in (target, theirs)
+            t.to(wide) * (1.0 - how.smoothing) + how.smoothing / t.shape[-1]
+            for t in (target, theirs)
         )
     mixed: Tensor = _mix(
         target, params.partner, None, params.lam, None if other_target is None else theirs
@@ -302,27 +326,18 @@ def _mix_target(
     return mixed.to(dtype)
 
 
-def _check_batch(
-    op: str,
-    x: Tensor,
-    target: Tensor | None,
-    other: Tensor | None,
-    other_target: Tensor | None,
-    masks: Sequence[Tensor],
-    num_classes: int | None,
-    smoothing: float,
-) -> None:
+def _check_batch(op: str, x: Tensor, target: Tensor | None, how: _How) -> None:
     checks.tensor(op, "x", x)
     if x.dim() < 3:
         raise ValueError(
             f"regkern.{op}: expected `x` of shape (batch, …, height, width), got {tuple(x.shape)}"
         )
-    checks.probability(op, "smoothing", smoothing)
-    for name, value in (("target", target), ("other_target", other_target)):
+    checks.probability(op, "smoothing", how.smoothing)
+    for name, value in (("target", target), ("other_target", how.other_target)):
         if value is None:
             continue
         checks.tensor(op, name, value)
-        batch = x.shape[0] if name == "target" or other is None else other.shape[0]
+        batch = x.shape[0] if name == "target" or how.other is None else how.other.shape[0]
         if value.dim() == 0 or value.shape[0] != batch:
             raise ValueError(
                 f"regkern.{op}: expected `{name}` with {batch} entries, one per image, got "
@@ -330,15 +345,15 @@ def _check_batch(
             )
         if value.device != x.device:
             raise ValueError(f"regkern.{op}: expected `{name}` on {x.device}, got {value.device}")
-    if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
+    if how.num_classes is not None and (isinstance(how.num_classes, bool) or how.num_classes < 1):
         raise ValueError(
-            f"regkern.{op}: expected `num_classes` to be at least 1, got {num_classes}"
+            f"regkern.{op}: expected `num_classes` to be at least 1, got {how.num_classes}"
         )
-    if other is not None and target is not None and other_target is None:
+    if how.other is not None and target is not None and how.other_target is None:
         raise ValueError(
             f"regkern.{op}: expected `other_target` with `other` and `target`, got None"
         )
-    for mask in masks:
+    for mask in how.masks:
         checks.tensor(op, "masks", mask)
         if mask.dim() < 3 or mask.shape[0] != x.shape[0] or mask.shape[-2:] != x.shape[-2:]:
             raise ValueError(
@@ -393,41 +408,36 @@ def _draw(
     return drawn if partner is None else drawn._replace(partner=partner)
 
 
-def _apply(
+def _mixed(
     op: str,
     x: Tensor,
     target: Tensor | None,
     params: MixParams,
+    how: _How,
     *,
     box: bool,
     weight: bool,
-    masks: Sequence[Tensor],
-    other: Tensor | None,
-    other_target: Tensor | None,
-    other_masks: Sequence[Tensor] | None,
-    num_classes: int | None,
-    smoothing: float,
-    target_dtype: torch.dtype | None,
-    out: Tensor | None,
 ) -> Mixed:
-    boxes = params.box if box else None
-    weights = params.weight if weight else None
-    theirs: Sequence[Tensor | None] = (
-        [None] * len(masks) if other_masks is None else list(other_masks)
-    )
-    if other is not None and masks and other_masks is None:
+    if how.other is not None and how.masks and how.other_masks is None:
         raise ValueError(f"regkern.{op}: expected `other_masks` with `other` and `masks`, got None")
-    y = mix(x, params.partner, box=boxes, weight=weights, other=other, out=out)
-    mixed_masks = tuple(
-        mix(m, params.partner, box=boxes, weight=weights, other=o)
-        for m, o in zip(masks, theirs, strict=True)
+    theirs = [None] * len(how.masks) if how.other_masks is None else list(how.other_masks)
+
+    def one(image: Tensor, other: Tensor | None, out: Tensor | None = None) -> Tensor:
+        return mix(
+            image,
+            params.partner,
+            box=params.box if box else None,
+            weight=params.weight if weight else None,
+            other=other,
+            out=out,
+        )
+
+    return Mixed(
+        one(x, how.other, how.out),
+        None if target is None else _mix_target(target, params, how),
+        tuple(one(m, o) for m, o in zip(how.masks, theirs, strict=True)),
+        params,
     )
-    mixed_target = (
-        None
-        if target is None
-        else _mix_target(op, target, params, other_target, num_classes, smoothing, target_dtype)
-    )
-    return Mixed(y, mixed_target, mixed_masks, params)
 
 
 def cutmix(
@@ -527,7 +537,8 @@ def cutmix(
     features", ICCV 2019.
     """
     op = "cutmix"
-    _check_batch(op, x, target, other, other_target, masks, num_classes, smoothing)
+    how = _How(masks, other, other_target, other_masks, num_classes, smoothing, target_dtype, out)
+    _check_batch(op, x, target, how)
     if params is None:
         checks.probability(op, "p", p)
         checks.one_of(op, "border", border, ("clip", "inside"))
@@ -547,22 +558,7 @@ def cutmix(
             correct_lam=correct_lam,
             **_cut_range(op, minmax),
         )
-    return _apply(
-        op,
-        x,
-        target,
-        params,
-        box=True,
-        weight=False,
-        masks=masks,
-        other=other,
-        other_target=other_target,
-        other_masks=other_masks,
-        num_classes=num_classes,
-        smoothing=smoothing,
-        target_dtype=target_dtype,
-        out=out,
-    )
+    return _mixed(op, x, target, params, how, box=True, weight=False)
 
 
 def _check_alpha(op: str, name: str, alpha: float) -> None:
@@ -630,7 +626,8 @@ def mixup(
     locally linear out-of-manifold regularization", AAAI 2019.
     """
     op = "mixup"
-    _check_batch(op, x, target, other, other_target, masks, num_classes, smoothing)
+    how = _How(masks, other, other_target, other_masks, num_classes, smoothing, target_dtype, out)
+    _check_batch(op, x, target, how)
     if x.dtype != torch.uint8:
         checks.floating(op, "x", x)
     for mask in masks:
@@ -658,22 +655,7 @@ def mixup(
                     f"{lam.dtype} {tuple(lam.shape)}"
                 )
             params = params._replace(weight=lam, lam=lam)
-    return _apply(
-        op,
-        x,
-        target,
-        params,
-        box=False,
-        weight=True,
-        masks=masks,
-        other=other,
-        other_target=other_target,
-        other_masks=other_masks,
-        num_classes=num_classes,
-        smoothing=smoothing,
-        target_dtype=target_dtype,
-        out=out,
-    )
+    return _mixed(op, x, target, params, how, box=False, weight=True)
 
 
 def cutmix_or_mixup(
@@ -708,7 +690,8 @@ def cutmix_or_mixup(
     Wightman, Touvron and Jégou, "ResNet strikes back", 2021: the recipe that mixes both.
     """
     op = "cutmix_or_mixup"
-    _check_batch(op, x, target, None, None, (), num_classes, smoothing)
+    how = _How(num_classes=num_classes, smoothing=smoothing, target_dtype=target_dtype, out=out)
+    _check_batch(op, x, target, how)
     if x.dtype != torch.uint8:
         checks.floating(op, "x", x)
     if params is None:
@@ -736,19 +719,4 @@ def cutmix_or_mixup(
             correct_lam=correct_lam,
             **_cut_range(op, minmax),
         )
-    return _apply(
-        op,
-        x,
-        target,
-        params,
-        box=True,
-        weight=True,
-        masks=(),
-        other=None,
-        other_target=None,
-        other_masks=None,
-        num_classes=num_classes,
-        smoothing=smoothing,
-        target_dtype=target_dtype,
-        out=out,
-    )
+    return _mixed(op, x, target, params, how, box=True, weight=True)

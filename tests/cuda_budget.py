@@ -1,0 +1,37 @@
+"""How many registers a kernel may use on sm_90. A kernel that is not named here has DEFAULT.
+
+64 registers let four blocks of 256 threads share a multiprocessor. What takes more says why.
+"""
+
+from __future__ import annotations
+
+DEFAULT = 64
+
+# The first pattern (a regular expression on the demangled name) that matches counts.
+EXCEPTIONS = {
+    # One warp in all: Newton's iteration in double, nothing to be hidden by other warps.
+    r"\bplan_kernel\(": 80,
+    # Drawing has 64-bit coordinates of planes, chunks and blocks; three blocks still fit.
+    r"\b(planes|chunks)_kernel\(": 80,
+    # Gamma variates in double: a thread per sample, far fewer threads than the device holds.
+    r"\bmix_params_kernel\(": 96,
+    # Noise, residual and ReLU on 64-bit indices: tensors of 2³¹ elements and more alone.
+    r"\bmask_apply_kernel<[^>]*true, long>": 80,
+}
+
+# Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
+# at least, one for each vector that a thread keeps in flight.
+WIDE_ACCESSES = {
+    r"\bmask_apply_kernel<float, 4, true, false, unsigned int>": 4,
+    r"\bmask_apply_kernel<double, 2, true, false, unsigned int>": 4,
+    r"\bmask_apply_kernel<regkern::bfloat16, 8, true, false, unsigned int>": 4,
+    r"\bmask_apply_kernel<regkern::float16, 8, true, false, unsigned int>": 4,
+    r"\bmask_apply_kernel<float, 4, false, false, unsigned int>": 4,
+    r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
+    r"\bmix_kernel<unsigned short, 8, false, unsigned int>": 4,
+    r"\bmix_kernel<unsigned int, 4, false, unsigned int>": 4,
+    r"\bmix_kernel<unsigned long, 2, false, unsigned int>": 4,
+    r"\bmix_kernel<float, 4, true, unsigned int>": 2,
+    r"\bmix_kernel<regkern::bfloat16, 8, true, unsigned int>": 2,
+    r"\badjoint_kernel<float, 4, unsigned int>": 1,
+}
