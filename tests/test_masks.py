@@ -201,6 +201,39 @@ def test_raw_op_is_differentiable_by_itself() -> None:
     torch.testing.assert_close(x.grad.double(), expected)
 
 
+def test_in_place_bumps_the_version() -> None:
+    """Else a tensor that another op saved would change unnoticed, and its gradient be wrong."""
+    box = torch.tensor([[0, 2, 0, 2]] * 2, dtype=torch.int32)
+    for change in (
+        lambda x: regkern.drop_block_(x, 0.3, 3),
+        lambda x: regkern.random_erasing_(x, box=box),
+        lambda x: regkern.mixup(torch.randn_like(x), out=x),
+        lambda x: torch.ops.regkern.drop_block_(x, SEED, 0.3, [3, 3]),
+    ):
+        x, w = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8, requires_grad=True)
+        y = w * x
+        change(x)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_raw_in_place_op_refuses_gradients() -> None:
+    x = torch.randn(2, 3, 8, 8, requires_grad=True) * 1
+    with pytest.raises(RuntimeError, match="expected no input to require gradients"):
+        torch.ops.regkern.drop_block_(x, SEED, 0.3, [3, 3])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 5), (2, 3, 4, 0), (0, 3, 4, 5), (2, 0, 4, 5)])
+def test_empty_dimensions(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    assert regkern.drop_block(x, 0.3, 3, activation="relu").shape == shape
+    for function in (regkern.cutmix, regkern.mixup, regkern.cutmix_or_mixup):
+        assert function(x, torch.arange(shape[0]), num_classes=4).x.shape == shape
+    for sampler in ("retry", "fit"):
+        assert regkern.random_erasing(x, 1.0, sampler=sampler).shape == shape  # type: ignore[arg-type]
+    assert regkern.cutout(x, 2).shape == shape
+
+
 def test_distributed_data_parallel(tmp_path: Any) -> None:
     """One process is enough to see the reducer's hooks, and static graphs, work with the ops."""
     import torch.distributed as dist
@@ -349,7 +382,7 @@ def test_drop_block_input_errors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"p": 2.0}, r"regkern::drop_block: expected `p` in \[0, 1\], got 2"),
+        ({"p": 2.0}, r"^regkern::drop_block: expected `p` in \[0, 1\], got 2"),
         ({"block": [0, 3]}, "expected every `block_size` to be at least 1, got 0"),
         ({"block": [3]}, "expected `x` of rank 2 or 3, got 4"),
         ({"block": [3] * 4}, "`block_size` of length 1, 2 or 3, got 4"),

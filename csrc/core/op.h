@@ -11,6 +11,7 @@
 
 #include <initializer_list>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -82,7 +83,10 @@ class Checks {
   explicit Checks(const char* op) : op_(op) {}
 
   void that(bool ok, const std::string& expected, const std::string& got) const {
-    STD_TORCH_CHECK(ok, "regkern::", op_, ": expected ", expected, ", got ", got);
+    // Not STD_TORCH_CHECK, which puts function, file and line of the build before the message.
+    if (!ok)
+      throw std::runtime_error(std::string("regkern::") + op_ + ": expected " + expected +
+                               ", got " + got);
   }
 
   void same_device(const Tensor& t, const char* name, const Tensor& reference) const {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/launch.cuh"
+#include "core/math.h"
 
 namespace regkern {
 
@@ -22,6 +23,13 @@ __device__ __forceinline__ Vector<T, V> load_vector(const T* data) {
 }
 template <typename T, int V>
 __device__ __forceinline__ void store_vector(const Vector<T, V>& value, T* data) {
+#if defined(__CUDA_ARCH__)
+  // By name: nvcc takes the store of a struct apart, and does not always put it together again.
+  if constexpr (sizeof(T) * V == kVectorBytes) {
+    __stwb(reinterpret_cast<uint4*>(data), bit_cast<uint4>(value));
+    return;
+  }
+#endif
   *reinterpret_cast<Vector<T, V>*>(data) = value;
 }
 

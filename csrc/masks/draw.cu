@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kRankThreads) partner_kernel(MixParamsArgs arg
     store_partner(args, rank);
 }
 
-__global__ void __launch_bounds__(kThreads, 8) erase_params_kernel(EraseParamsArgs args) {
+__global__ void __launch_bounds__(kThreads) erase_params_kernel(EraseParamsArgs args) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; b < args.batch;
        b += stride)

@@ -77,7 +77,8 @@ REGKERN_HD void draw_mix(const MixParamsArgs& args, int64_t b) {
       box.x1 = cx + cut_w / 2 < width ? cx + cut_w / 2 : width;
     }
     const double area = static_cast<double>(box.y1 - box.y0) * static_cast<double>(box.x1 - box.x0);
-    if (args.correct_lam || args.max_cut > 0.0) lam = 1.0 - area / (h * w);
+    // An empty image keeps λ = 1 of it.
+    if (args.correct_lam || args.max_cut > 0.0) lam = area > 0.0 ? 1.0 - area / (h * w) : 1.0;
     weight = 0.0f;
   }
   store_box(box, args.boxes, b);
@@ -149,7 +150,7 @@ REGKERN_HD void draw_erase(const EraseParamsArgs& args, int64_t b) {
         box.x0 = cx - half > 0 ? cx - half : 0;
         box.x1 = cx + half < width ? cx + half : width;
       } else {
-        const int tries = args.shape == EraseShape::retry ? 10 : 1;
+        const int tries = h * w == 0.0 ? 0 : args.shape == EraseShape::retry ? 10 : 1;
         for (int t = 0; t < tries; ++t) {
           const double share =
               args.min_area + (args.max_area - args.min_area) * draws.uniform();

@@ -68,7 +68,17 @@ using Payload = std::conditional_t<V == 1, Vector<T, 1>, Vector<uint32_t, 4>>;
 template <typename T, int V>
 __device__ __forceinline__ Payload<T, V> load_payload(const T* data) {
   static_assert(V == 1 || V * sizeof(T) == kVectorBytes);
-  return *reinterpret_cast<const Payload<T, V>*>(data);
+  if constexpr (V == 1)
+    return load_vector<T, 1>(data);
+  else
+    return load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(data));
+}
+template <typename T, int V>
+__device__ __forceinline__ void store_payload(const Payload<T, V>& value, T* data) {
+  if constexpr (V == 1)
+    store_vector<T, 1>(value, data);
+  else
+    store_vector<uint32_t, 4>(value, reinterpret_cast<uint32_t*>(data));
 }
 
 // What stands for a partner that is not there. Numbers on a GPU cannot be checked without waiting
@@ -173,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 4) mix_kernel(MixArgs args) {
             out = chosen<T, V>(in[u], out, found ? load_payload<T, V>(theirs + e) : nobody<T, V>());
           }
         }
-        *reinterpret_cast<Payload<T, V>*>(y + e) = out;
+        store_payload<T, V>(out, y + e);
       }
     }
   }

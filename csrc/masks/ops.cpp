@@ -540,8 +540,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mix_params(
   const Checks check("mix_params");
   check.seed(seed, seed);
   check.that(batch >= 0, "`batch` to be at least 0", std::to_string(batch));
-  check.that(height >= 1 && width >= 1 && height < INT32_MAX && width < INT32_MAX,
-             "`height` and `width` from 1 to 2^31 - 2",
+  check.that(height >= 0 && width >= 0 && height < INT32_MAX && width < INT32_MAX,
+             "`height` and `width` from 0 to 2^31 - 2",
              std::to_string(height) + " and " + std::to_string(width));
   check.that(cutmix_alpha >= 0.0 && mixup_alpha >= 0.0,
              "`cutmix_alpha` and `mixup_alpha` to be at least 0",
@@ -593,8 +593,8 @@ Tensor erase_params(const Tensor& seed, int64_t batch, int64_t height, int64_t w
   const Checks check("erase_params");
   check.seed(seed, seed);
   check.that(batch >= 0, "`batch` to be at least 0", std::to_string(batch));
-  check.that(height >= 1 && width >= 1 && height < INT32_MAX && width < INT32_MAX,
-             "`height` and `width` from 1 to 2^31 - 2",
+  check.that(height >= 0 && width >= 0 && height < INT32_MAX && width < INT32_MAX,
+             "`height` and `width` from 0 to 2^31 - 2",
              std::to_string(height) + " and " + std::to_string(width));
   check.that(1 <= min_count && min_count <= max_count && max_count <= 4096,
              "1 <= `min_count` <= `max_count` <= 4096",

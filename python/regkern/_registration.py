@@ -15,6 +15,8 @@ from torch import Tensor
 
 NAMESPACE = "regkern"
 
+_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 Backward = Callable[..., Any]
 
@@ -114,7 +116,9 @@ def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) ->
     op = Op(name, namespace)
     qualified = f"{namespace}::{name}"
     torch.library.register_fake(qualified)(fake)
-    if not op.raw._schema.is_mutable:
+    if op.raw._schema.is_mutable:
+        _track_mutation(op)
+    else:
 
         def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
             # The dispatcher is below the transform here, so the raw op it is. Arguments at their
@@ -125,14 +129,34 @@ def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) ->
     return op
 
 
-_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
-
-
 def composite(schema: str, function: Callable[..., Any]) -> None:
     """Defines an op that decomposes into others, gradients and all."""
     _fragment.define(schema)  # type: ignore[no-untyped-call]
     name = schema.split("(")[0]
     _fragment.impl(name, function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def _track_mutation(op: Op) -> None:
+    """What torch's own in-place ops do: bump versions, and refuse what would be a wrong gradient.
+
+    A custom op has no autograd kernel for its in-place form, so a change of a tensor that another
+    op saved would go unnoticed, and so would a missing gradient of the change itself.
+    """
+    arguments = op.raw._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info is not None]
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            raise RuntimeError(
+                f"{op.namespace}::{op.name}: expected no input to require gradients, got one that "
+                "does; the public functions are differentiable"
+            )
+        for i in written:
+            torch.autograd.graph.increment_version(args[i])
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.raw.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    _fragment.impl(op.name, kernel, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 def dense_like(x: Tensor) -> Tensor:

@@ -300,7 +300,7 @@ def mix_params(
                     max(cx - w // 2, 0), min(cx + w // 2, width),
                 )  # fmt: skip
             if correct_lam or minmax is not None:
-                lam = 1 - (box[1] - box[0]) * (box[3] - box[2]) / (height * width)
+                lam = 1 - (box[1] - box[0]) * (box[3] - box[2]) / max(height * width, 1)
             weight = 0.0
         boxes.append(box)
         weights.append(weight)
