@@ -32,9 +32,7 @@ struct Compute<double> {
 template <typename T>
 using compute_t = typename Compute<T>::type;
 
-REGKERN_HD float widen(bfloat16 x) {
-  return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
-}
+REGKERN_HD float widen(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 // A half is a float with its exponent 112 too small; a product with 2¹¹² mends normal numbers and
 // subnormals alike, and is exact.

@@ -166,7 +166,8 @@ inline int device_sm_count() {
 #endif
 }
 
-// Blocks of a grid-stride launch over `work` blocks' worth: enough to fill the device `per_sm` times.
+// Blocks of a grid-stride launch over the work of `work` blocks: no more than `per_sm` for each
+// multiprocessor.
 inline std::int64_t grid_blocks(std::int64_t work, int per_sm) {
   const std::int64_t most = std::int64_t{device_sm_count()} * per_sm;
   return work < most ? work : most;

@@ -57,7 +57,8 @@ REGKERN_HD double log(double x) {
   return e * 0.6931471803691238 + (2.0 * s + (tail + e * 1.9082149292705877e-10));
 }
 
-// eˣ for |x| ≤ 700, within 2 ulp; outside, the value at the nearer end. x = k ln 2 + r, |r| ≤ ½ ln 2.
+// eˣ for |x| ≤ 700, within 2 ulp; outside, the value at the nearer end. x = k ln 2 + r, |r| ≤ ½
+// ln 2.
 REGKERN_HD double exp(double x) {
   x = x > 700.0 ? 700.0 : x;
   x = x < -700.0 ? -700.0 : x;
@@ -109,8 +110,7 @@ REGKERN_HD void cos_sin_turns(float t, float* cosine, float* sine) {
 // Two independent standard normals from two uniform words (Box and Muller). u is in (0, 1], so the
 // largest value is √(2 · 25 ln 2) = 5.89.
 REGKERN_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
-  const float u =
-      (static_cast<float>(static_cast<int32_t>(w0 >> 8)) + 0.5f) * (1.0f / 16777216.0f);
+  const float u = (static_cast<float>(static_cast<int32_t>(w0 >> 8)) + 0.5f) * (1.0f / 16777216.0f);
   const float t = static_cast<float>(static_cast<int32_t>(w1 >> 8)) * (1.0f / 16777216.0f);
   const float r2 = -2.0f * regkern::log(u);
 #if defined(__CUDA_ARCH__)

@@ -127,8 +127,7 @@ class Checks {
       case ScalarType::Half:
         return Dtype::float16;
       default:
-        that(false,
-             std::string("`") + name + "` of dtype float32, float64, bfloat16 or float16",
+        that(false, std::string("`") + name + "` of dtype float32, float64, bfloat16 or float16",
              "another");
         return Dtype::float32;
     }
@@ -184,7 +183,8 @@ inline Tensor dense_like(const Tensor& t, const Dense& like) {
   if (!like.channels_last) return torch::stable::contiguous(t);
   if (is_channels_last(t)) return t;
   using torch::headeronly::MemoryFormat;
-  return torch::stable::contiguous(t, t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
+  return torch::stable::contiguous(
+      t, t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
 }
 
 inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
@@ -195,7 +195,6 @@ template <typename T>
 const T* data_or_null(const MaybeTensor& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
-
 
 template <typename T>
 T* mutable_data(const Tensor& t) {

@@ -34,12 +34,12 @@ inline void load_block(const uint8_t* in, float* out) {
 inline void load_block(const float16* in, float* out) {
 #if defined(__AVX512F__)
   for (int i = 0; i < kBlock; i += 16)
-    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(
-                                  reinterpret_cast<const __m256i*>(in + i))));
+    _mm512_storeu_ps(out + i,
+                     _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
 #elif defined(__AVX2__)
   for (int i = 0; i < kBlock; i += 8)
-    _mm256_storeu_ps(
-        out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+    _mm256_storeu_ps(out + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
 #else
 #pragma omp simd
   for (int i = 0; i < kBlock; ++i) out[i] = widen(in[i]);
@@ -104,7 +104,8 @@ inline void copy_bytes(const void* from, void* to, int64_t n, bool streaming) {
     memcpy(out, in, static_cast<size_t>(n));
     return;
   }
-  const int64_t head = (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % kLine)) % kLine;
+  const int64_t head =
+      (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % kLine)) % kLine;
   memcpy(out, in, static_cast<size_t>(head));
   int64_t i = head;
   for (; i + kLine <= n; i += kLine) {
@@ -123,8 +124,7 @@ inline void philox16(Seed seed, Stream stream, uint64_t first, uint32_t out[4][1
   const __m512i iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   __m512i c0 = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(low)), iota);
   const __mmask16 carry = _mm512_cmplt_epu32_mask(c0, _mm512_set1_epi32(static_cast<int>(low)));
-  const uint32_t high =
-      static_cast<uint32_t>(first >> 32) | (static_cast<uint32_t>(stream) << 24);
+  const uint32_t high = static_cast<uint32_t>(first >> 32) | (static_cast<uint32_t>(stream) << 24);
   __m512i c1 = _mm512_set1_epi32(static_cast<int>(high));
   c1 = _mm512_mask_add_epi32(c1, carry, c1, _mm512_set1_epi32(1));
   __m512i c2 = _mm512_set1_epi32(static_cast<int>(seed.offset));

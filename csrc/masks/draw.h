@@ -18,19 +18,19 @@ struct MixParamsArgs {
   int64_t batch, height, width;
   Pairing pairing;
   bool per_batch;
-  double cutmix_alpha;  // 0: never
-  double mixup_alpha;   // 0: never
-  double switch_prob;   // of CutMix, where both are possible
-  double p;             // probability of mixing at all
-  bool inside;          // CutMix boxes lie inside the image instead of being clipped
+  double cutmix_alpha;      // 0: never
+  double mixup_alpha;       // 0: never
+  double switch_prob;       // of CutMix, where both are possible
+  double p;                 // probability of mixing at all
+  bool inside;              // CutMix boxes lie inside the image instead of being clipped
   double min_cut, max_cut;  // with max_cut > 0: each side's share is uniform in between
-  bool correct_lam;     // λ from the clipped area
-  int64_t* partner;     // (batch)
-  int32_t* boxes;       // (batch, 4)
-  float* weight;        // (batch), the a of mix.h
-  float* lam;           // (batch), share of the own label
-  uint64_t* keys;       // (batch), scratch
-  int64_t* order;       // (batch), scratch
+  bool correct_lam;         // λ from the clipped area
+  int64_t* partner;         // (batch)
+  int32_t* boxes;           // (batch, 4)
+  float* weight;            // (batch), the a of mix.h
+  float* lam;               // (batch), share of the own label
+  uint64_t* keys;           // (batch), scratch
+  int64_t* order;           // (batch), scratch
 };
 
 REGKERN_HD void draw_mix(const MixParamsArgs& args, int64_t b) {
@@ -38,8 +38,8 @@ REGKERN_HD void draw_mix(const MixParamsArgs& args, int64_t b) {
   const uint64_t item = args.per_batch ? 0 : static_cast<uint64_t>(b);
   Draws choice(seed, Stream::choice, item);
   const bool apply = choice.uniform() < args.p;
-  const bool cut = args.cutmix_alpha > 0.0 &&
-                   (args.mixup_alpha <= 0.0 || choice.uniform() < args.switch_prob);
+  const bool cut =
+      args.cutmix_alpha > 0.0 && (args.mixup_alpha <= 0.0 || choice.uniform() < args.switch_prob);
   Draws weights(seed, Stream::weight, item);
   const double alpha = cut ? args.cutmix_alpha : args.mixup_alpha;
   double lam = alpha > 0.0 ? draw_beta(weights, alpha, alpha) : 1.0;
@@ -119,7 +119,7 @@ struct EraseParamsArgs {
   int64_t boxes_per_sample, min_boxes;
   bool per_batch;
   double p;
-  double min_area, max_area;      // shares of the image, all boxes together
+  double min_area, max_area;            // shares of the image, all boxes together
   double log_min_ratio, log_max_ratio;  // height / width
   EraseShape shape;
   int64_t side;    // of a square
@@ -133,8 +133,8 @@ REGKERN_HD void draw_erase(const EraseParamsArgs& args, int64_t b) {
   const bool apply = choice.uniform() < args.p;
   const int64_t most = args.boxes_per_sample;
   const int64_t count =
-      args.min_boxes + static_cast<int64_t>(choice.below(
-                           static_cast<uint32_t>(most - args.min_boxes + 1)));
+      args.min_boxes +
+      static_cast<int64_t>(choice.below(static_cast<uint32_t>(most - args.min_boxes + 1)));
   const auto h = static_cast<double>(args.height), w = static_cast<double>(args.width);
   const auto height = static_cast<int32_t>(args.height), width = static_cast<int32_t>(args.width);
   for (int64_t k = 0; k < most; ++k) {
@@ -152,13 +152,13 @@ REGKERN_HD void draw_erase(const EraseParamsArgs& args, int64_t b) {
       } else {
         const int tries = h * w == 0.0 ? 0 : args.shape == EraseShape::retry ? 10 : 1;
         for (int t = 0; t < tries; ++t) {
-          const double share =
-              args.min_area + (args.max_area - args.min_area) * draws.uniform();
+          const double share = args.min_area + (args.max_area - args.min_area) * draws.uniform();
           const double area = share * h * w / static_cast<double>(count);
           double low = args.log_min_ratio, high = args.log_max_ratio;
           if (args.shape == EraseShape::fit) {
             // h' = √(area · r) ≤ H − 1 and w' = √(area / r) ≤ W − 1.
-            const double least = regkern::log(area) - 2.0 * regkern::log(w - 1.0 > 0.5 ? w - 1.0 : 0.5);
+            const double least =
+                regkern::log(area) - 2.0 * regkern::log(w - 1.0 > 0.5 ? w - 1.0 : 0.5);
             const double greatest =
                 2.0 * regkern::log(h - 1.0 > 0.5 ? h - 1.0 : 0.5) - regkern::log(area);
             low = low > least ? low : least;
@@ -190,4 +190,4 @@ REGKERN_HD void draw_erase(const EraseParamsArgs& args, int64_t b) {
 namespace regkern {
 REGKERN_DECLARE_KERNEL(mix_params, masks::MixParamsArgs)
 REGKERN_DECLARE_KERNEL(erase_params, masks::EraseParamsArgs)
-}
+}  // namespace regkern

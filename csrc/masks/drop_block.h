@@ -40,9 +40,7 @@ struct Geometry {
 };
 
 REGKERN_HD int64_t elements(const Geometry& g) { return g.size[0] * g.size[1] * g.size[2]; }
-REGKERN_HD int64_t anchors(const Geometry& g) {
-  return g.anchors[0] * g.anchors[1] * g.anchors[2];
-}
+REGKERN_HD int64_t anchors(const Geometry& g) { return g.anchors[0] * g.anchors[1] * g.anchors[2]; }
 
 inline Geometry make_geometry(int64_t planes, const int64_t* size, const int64_t* block, int ndim,
                               Border border) {
@@ -54,9 +52,7 @@ inline Geometry make_geometry(int64_t planes, const int64_t* size, const int64_t
     g.size[d] = n;
     g.block[d] = k;
     g.first[d] = border == Border::clip ? 1 - k : border == Border::same ? -(k / 2) : 0;
-    g.anchors[d] = border == Border::valid  ? n - k + 1
-                   : border == Border::clip ? n + k - 1
-                                            : n;
+    g.anchors[d] = border == Border::valid ? n - k + 1 : border == Border::clip ? n + k - 1 : n;
   }
   return g;
 }
@@ -94,8 +90,7 @@ struct Kept {
 REGKERN_HD int64_t distinct(const Geometry& g, int d) {
   return g.size[d] > 2 * g.block[d] + 1 ? 2 * g.block[d] + 1 : g.size[d];
 }
-REGKERN_HD void distinct_term(const Geometry& g, int d, int64_t j, int64_t* cover,
-                              double* times) {
+REGKERN_HD void distinct_term(const Geometry& g, int d, int64_t j, int64_t* cover, double* times) {
   const int64_t n = g.size[d], k = g.block[d];
   const bool folded = n > 2 * k + 1;
   const int64_t position = folded && j > k ? n - (2 * k + 1) + j : j;
@@ -154,8 +149,7 @@ REGKERN_HD SeedRate seed_rate(const Geometry& g, double p, Rate rate, double gam
     gamma = p;
     for (int d = 0; d < 3; ++d)
       gamma = gamma * static_cast<double>(g.size[d]) /
-              (static_cast<double>(g.block[d]) *
-               static_cast<double>(g.size[d] - g.block[d] + 1));
+              (static_cast<double>(g.block[d]) * static_cast<double>(g.size[d] - g.block[d] + 1));
   } else if (p >= 1.0) {
     gamma = 1.0;
   } else {
@@ -271,7 +265,8 @@ REGKERN_HD void make_plan(const Geometry& g, double p, Rate rate, double gamma_s
   make_table(rest_of(g), drawn_gamma(*plan), &plan->rest);
 }
 
-REGKERN_HD double mask_scale(const PlanRate& plan, Normalize normalize, int64_t total, int64_t kept) {
+REGKERN_HD double mask_scale(const PlanRate& plan, Normalize normalize, int64_t total,
+                             int64_t kept) {
   double scale = 1.0;
   if (normalize == Normalize::expected)
     scale = plan.rate.keep > 0.0 ? 1.0 / plan.rate.keep : 0.0;
@@ -334,14 +329,14 @@ struct DropBlockMaskArgs {
   Rate rate;
   Normalize normalize;
   double gamma_scale;
-  double p;              // used where p_tensor is null
+  double p;  // used where p_tensor is null
   const double* p_tensor;
   const int64_t* seed;
-  int64_t groups;        // 1, or one scale per sample
-  uint32_t* mask;        // planes · elements bits, 1 = kept
-  double* scale;         // (groups)
-  int64_t* kept;         // (groups), scratch
-  Plan* plan;            // scratch
+  int64_t groups;  // 1, or one scale per sample
+  uint32_t* mask;  // planes · elements bits, 1 = kept
+  double* scale;   // (groups)
+  int64_t* kept;   // (groups), scratch
+  Plan* plan;      // scratch
 };
 
 }  // namespace regkern::masks

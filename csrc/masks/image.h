@@ -6,8 +6,8 @@
 
 namespace regkern::masks {
 
-// A batch of images in memory order: `inner` is the channel count for channels-last tensors, else 1,
-// and `outer` whatever stands between batch and height (channels, frames).
+// A batch of images in memory order: `inner` is the channel count for channels-last tensors, else
+// 1, and `outer` whatever stands between batch and height (channels, frames).
 struct Images {
   int64_t batch, outer, height, width, inner;
 };

@@ -187,8 +187,8 @@ void apply(const MaskApplyArgs& args, int64_t begin, int64_t end) {
 
 template <typename T>
 void apply_all(const MaskApplyArgs& args) {
-  const bool extras = args.relu || args.residual != nullptr || args.active != nullptr ||
-                      args.noise != 0.0;
+  const bool extras =
+      args.relu || args.residual != nullptr || args.active != nullptr || args.noise != 0.0;
   const bool streaming = args.x != args.y &&
                          args.numel * static_cast<int64_t>(sizeof(T)) > kStreamingBytes &&
                          reinterpret_cast<uintptr_t>(args.y) % 64 == 0;

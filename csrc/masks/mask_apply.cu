@@ -190,7 +190,8 @@ __device__ __forceinline__ void apply_tile(const MaskApplyArgs& args, compute_t<
 }
 
 template <typename T, int V, bool kFlat, bool kExtras, typename I>
-__global__ void __launch_bounds__(kThreads, kExtras ? 3 : 4) mask_apply_kernel(MaskApplyArgs args) {
+__global__ void __launch_bounds__(kThreads, kExtras ? (V > 4 ? 2 : 3) : 4)
+    mask_apply_kernel(MaskApplyArgs args) {
   constexpr int kCount = kUnroll<V, kExtras>;
   constexpr I kTile = kThreads * kCount * V;
   const I numel = static_cast<I>(args.numel);

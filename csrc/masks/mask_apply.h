@@ -38,15 +38,15 @@ struct MaskApplyArgs {
   const uint32_t* mask;
   int64_t mask_words;
   const double* scale;
-  int64_t per_scale;          // elements per entry of scale
-  const void* residual;       // null: none
+  int64_t per_scale;     // elements per entry of scale
+  const void* residual;  // null: none
   bool relu;
-  const uint32_t* active;     // null, or bits in memory order: the result is 0 where a bit is 0
-  uint32_t* active_out;       // null, or the bits of y > 0 in memory order
-  double noise;               // standard deviation of the fill of dropped elements
-  const int64_t* seed;        // with noise
-  int64_t channels;           // with noise, channels last: the number of channels, else 1
-  int64_t plane;              // with noise, channels last: elements of a plane
+  const uint32_t* active;  // null, or bits in memory order: the result is 0 where a bit is 0
+  uint32_t* active_out;    // null, or the bits of y > 0 in memory order
+  double noise;            // standard deviation of the fill of dropped elements
+  const int64_t* seed;     // with noise
+  int64_t channels;        // with noise, channels last: the number of channels, else 1
+  int64_t plane;           // with noise, channels last: elements of a plane
 };
 
 // Noise is drawn by logical (row-major) element, whatever the memory layout.
@@ -70,4 +70,4 @@ struct BitTransposeArgs {
 namespace regkern {
 REGKERN_DECLARE_KERNEL(mask_apply, masks::MaskApplyArgs)
 REGKERN_DECLARE_KERNEL(bit_transpose, masks::BitTransposeArgs)
-}
+}  // namespace regkern

@@ -124,8 +124,7 @@ void adjoint_rows(const MixAdjointArgs& args, int64_t begin, int64_t end) {
   T* out = static_cast<T*>(args.out);
   Scratch<C> sum(row);
   const int64_t outputs = args.own ? m.batch : args.others;
-  const bool streaming =
-      outputs * rows * row * static_cast<int64_t>(sizeof(T)) > kStreamingBytes;
+  const bool streaming = outputs * rows * row * static_cast<int64_t>(sizeof(T)) > kStreamingBytes;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t j = r / rows, within = r % rows, y = within % m.height;
     if (!args.own) std::memset(sum.data(), 0, static_cast<size_t>(row) * sizeof(C));
@@ -182,9 +181,9 @@ double dot_segment(const MixDotArgs& args, int64_t b, int64_t segment) {
       const int64_t n = to - e < kDotLanes - lane ? to - e : kDotLanes - lane;
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i)
-        lanes[lane + i] += static_cast<double>(widen(g[e + i])) *
-                           (static_cast<double>(widen(x[e + i])) -
-                            static_cast<double>(widen(o[e + i])));
+        lanes[lane + i] +=
+            static_cast<double>(widen(g[e + i])) *
+            (static_cast<double>(widen(x[e + i])) - static_cast<double>(widen(o[e + i])));
       e += n;
     }
   }

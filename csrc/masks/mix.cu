@@ -258,7 +258,8 @@ __device__ __forceinline__ void add_scaled(const Vector<T, V>& g, uint32_t in, C
 }
 
 template <typename T, int V, typename I>
-__global__ void __launch_bounds__(kThreads) adjoint_kernel(MixAdjointArgs args, int64_t outputs) {
+__global__ void __launch_bounds__(kThreads, 4)
+    adjoint_kernel(MixAdjointArgs args, int64_t outputs) {
   using C = compute_t<T>;
   constexpr I kTile = kThreads * V;
   const Images& m = args.images;
@@ -320,7 +321,7 @@ __device__ double not_a_number() { return bit_cast<double>(uint64_t{0x7FF8000000
 
 // A block sums a segment, a thread one of its interleaved sums.
 template <typename T, typename I>
-__global__ void __launch_bounds__(kDotLanes) segments_kernel(MixDotArgs args, int64_t segments) {
+__global__ void __launch_bounds__(kDotLanes, 4) segments_kernel(MixDotArgs args, int64_t segments) {
   RK_SHARED(double, lanes, kDotLanes);
   const Images& m = args.images;
   const int lane = static_cast<int>(threadIdx.x);

@@ -12,8 +12,8 @@
 //     y_i = x_i                              outside box_i
 //     y_i = a_i x_i + (1 − a_i) o_π(i)       inside
 //
-// CutMix (Yun et al., ICCV 2019) is a = 0; MixUp (Zhang et al., ICLR 2018) is the whole image. Where
-// a_i is exactly 0 or 1 the other image is not touched, so its NaN does not spread.
+// CutMix (Yun et al., ICCV 2019) is a = 0; MixUp (Zhang et al., ICLR 2018) is the whole image.
+// Where a_i is exactly 0 or 1 the other image is not touched, so its NaN does not spread.
 
 namespace regkern::masks {
 
@@ -29,19 +29,20 @@ REGKERN_HD double weight_at(const Weights& w, int64_t i) {
 }
 
 REGKERN_HD Box box_at(const int32_t* boxes, const Images& m, int64_t i) {
-  return boxes != nullptr ? load_box(boxes, i)
-                          : Box{0, static_cast<int32_t>(m.height), 0, static_cast<int32_t>(m.width)};
+  return boxes != nullptr
+             ? load_box(boxes, i)
+             : Box{0, static_cast<int32_t>(m.height), 0, static_cast<int32_t>(m.width)};
 }
 
 struct MixArgs {
   Dtype dtype;
-  int64_t itemsize;     // a pure paste (no weights) moves bytes of any dtype
+  int64_t itemsize;  // a pure paste (no weights) moves bytes of any dtype
   Images images;
   const void* x;
-  const void* other;    // may be x
+  const void* other;  // may be x
   void* y;
   const int64_t* partner;
-  int64_t others;       // size of the other batch
+  int64_t others;        // size of the other batch
   const int32_t* boxes;  // null: the whole image
   Weights weight;
 };
@@ -104,4 +105,4 @@ REGKERN_DECLARE_KERNEL(mix, masks::MixArgs)
 REGKERN_DECLARE_KERNEL(mix_adjoint, masks::MixAdjointArgs)
 REGKERN_DECLARE_KERNEL(mix_dot, masks::MixDotArgs)
 REGKERN_DECLARE_KERNEL(mix_labels, masks::MixLabelsArgs)
-}
+}  // namespace regkern

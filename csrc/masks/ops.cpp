@@ -127,9 +127,10 @@ Tensor apply_mask(const Tensor& x, const Tensor& y, const Layout& layout, Dtype 
   if (numel == 0) return active;
   // A mask per element goes into the memory order of x: then every layout streams.
   const bool reorder = layout.channels_last && layout.channels > 1;
-  const Tensor bits = reorder && per == Per::channel
-                          ? transposed_bits(mask, layout.batch, layout.channels, layout.plane, context)
-                          : mask;
+  const Tensor bits =
+      reorder && per == Per::channel
+          ? transposed_bits(mask, layout.batch, layout.channels, layout.plane, context)
+          : mask;
   Tensor active_in;
   if (fused.active != nullptr)
     active_in = reorder ? transposed_bits(*fused.active, layout.batch, layout.channels,
@@ -188,8 +189,7 @@ Dropped drop(const Checks& check, const Dense& in, const Tensor& out, const Tens
   fused.seed = &seed;
   fused.relu = relu;
   fused.residual = residual.has_value() ? &added : nullptr;
-  Tensor active =
-      apply_mask(in.tensor, out, layout, dtype, o.per, mask, scale, fused, context);
+  Tensor active = apply_mask(in.tensor, out, layout, dtype, o.per, mask, scale, fused, context);
   return {keep_mask ? mask : new_tensor(seed, {0}, ScalarType::Int), scale, active};
 }
 
@@ -199,11 +199,13 @@ std::vector<int64_t> sizes_of(const Tensor& t) {
   return sizes;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> drop_block(
-    const Tensor& x, const Tensor& seed, double p, std::vector<int64_t> block_size,
-    std::string border, std::string per, std::string normalize, std::string gamma,
-    double gamma_scale, MaybeTensor p_tensor, double noise, bool relu, MaybeTensor residual,
-    std::string save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> drop_block(const Tensor& x, const Tensor& seed, double p,
+                                                      std::vector<int64_t> block_size,
+                                                      std::string border, std::string per,
+                                                      std::string normalize, std::string gamma,
+                                                      double gamma_scale, MaybeTensor p_tensor,
+                                                      double noise, bool relu, MaybeTensor residual,
+                                                      std::string save) {
   const Checks check("drop_block");
   check.seed(seed, x);
   check.floating(x, "x");
@@ -215,11 +217,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> drop_block(
   return {y, d.mask, d.scale, d.active};
 }
 
-std::tuple<Tensor, Tensor, Tensor> drop_block_(
-    const Tensor& x, const Tensor& seed, double p, std::vector<int64_t> block_size,
-    std::string border, std::string per, std::string normalize, std::string gamma,
-    double gamma_scale, MaybeTensor p_tensor, double noise, bool relu, MaybeTensor residual,
-    std::string save) {
+std::tuple<Tensor, Tensor, Tensor> drop_block_(const Tensor& x, const Tensor& seed, double p,
+                                               std::vector<int64_t> block_size, std::string border,
+                                               std::string per, std::string normalize,
+                                               std::string gamma, double gamma_scale,
+                                               MaybeTensor p_tensor, double noise, bool relu,
+                                               MaybeTensor residual, std::string save) {
   const Checks check("drop_block_");
   check.seed(seed, x);
   check.floating(x, "x");
@@ -475,11 +478,11 @@ Tensor mix_dot(const Tensor& g, const Tensor& x, const Tensor& partner, MaybeTen
   if (x.numel() == 0) return torch::stable::fill_(out, 0.0);
   const int64_t segments = (sample_size(m) + kDotSegment - 1) / kDotSegment;
   Tensor scratch = new_tensor(x, {m.batch * segments}, ScalarType::Double);
-  backend::mix_dot(MixDotArgs{dtype, m, gradient.const_data_ptr(), in.tensor.const_data_ptr(),
-                              source.const_data_ptr(), const_data<int64_t>(how.partner),
-                              source.size(0), how.boxes, mutable_data<double>(scratch),
-                              mutable_data<double>(out)},
-                   OnDevice(x));
+  backend::mix_dot(
+      MixDotArgs{dtype, m, gradient.const_data_ptr(), in.tensor.const_data_ptr(),
+                 source.const_data_ptr(), const_data<int64_t>(how.partner), source.size(0),
+                 how.boxes, mutable_data<double>(scratch), mutable_data<double>(out)},
+      OnDevice(x));
   return out;
 }
 
@@ -587,9 +590,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mix_params(
 // ---- random erasing ----
 
 Tensor erase_params(const Tensor& seed, int64_t batch, int64_t height, int64_t width,
-                    int64_t min_count, int64_t max_count, bool per_batch, double p,
-                    double min_area, double max_area, double min_ratio, double max_ratio,
-                    std::string shape, int64_t side) {
+                    int64_t min_count, int64_t max_count, bool per_batch, double p, double min_area,
+                    double max_area, double min_ratio, double max_ratio, std::string shape,
+                    int64_t side) {
   const Checks check("erase_params");
   check.seed(seed, seed);
   check.that(batch >= 0, "`batch` to be at least 0", std::to_string(batch));

@@ -51,8 +51,8 @@ void erase_rows(const RandomErasingArgs& args, int64_t b, int64_t k, int64_t out
                           : static_cast<C>(channel_fill(args, b, k, channel_of(args, outer, i)));
       for (int64_t x = 0; x < box.x1 - box.x0; ++x)
         narrow(args.fill == Fill::pixel
-                   ? static_cast<C>(normal_of(seed, static_cast<uint64_t>(element_of(
-                                                        args, b, outer, y, box.x0 + x, i))))
+                   ? static_cast<C>(normal_of(
+                         seed, static_cast<uint64_t>(element_of(args, b, outer, y, box.x0 + x, i))))
                    : value,
                row + x * m.inner + i);
     }

@@ -19,7 +19,7 @@ __device__ bool in_later_box(const RandomErasingArgs& args, int64_t b, int64_t k
 
 // A piece of work is one of `slices` of a box in one plane; nothing outside the boxes is touched.
 template <typename T, Fill kFill, typename I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     random_erasing_kernel(RandomErasingArgs args, int64_t slices) {
   using C = compute_t<T>;
   const Images& m = args.images;
