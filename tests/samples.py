@@ -182,6 +182,7 @@ SAMPLES: list[Sample] = [
     _drop_block("scale-expected", (2, 4, 7, 7), p=0.3, block_size=3, normalize="expected"),
     _drop_block("scale-none", (2, 4, 7, 7), p=0.3, block_size=3, normalize="none"),
     _drop_block("p-high", (2, 4, 9, 9), p=0.9, block_size=2),
+    _drop_block("p-tensor", (2, 3, 9, 9), p=torch.tensor(0.3), block_size=3, save="seed"),
     _drop_block("p-one", (2, 4, 9, 9), p=1.0, block_size=3),
     _drop_block("dense-seeds", (2, 3, 70, 70), p=0.6, block_size=1),
     _drop_block("gamma-scale", (2, 3, 9, 9), p=0.3, block_size=3, gamma="paper", gamma_scale=40.0),
