@@ -19,12 +19,14 @@ from torch.utils._pytree import tree_map
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, device: str = "cpu") -> Any:
     """A tensor of the same values and strides that shares nothing."""
     if not isinstance(value, torch.Tensor):
         return value
     detached = value.detach()
-    out = torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype)
+    out = torch.empty_strided(
+        detached.shape, detached.stride(), dtype=detached.dtype, device=device
+    )
     return out.copy_(detached)
 
 
@@ -46,12 +48,12 @@ class Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def replay(calls: list[Call], namespace: str) -> list[Any]:
+def replay(calls: list[Call], namespace: str, device: str = "cpu") -> list[Any]:
     """Outputs and mutated arguments of every call."""
     outputs = []
     for name, args, kwargs in calls:
         op = getattr(getattr(torch.ops, namespace), name).default
-        args, kwargs = tree_map(_copy, (args, kwargs))
+        args, kwargs = tree_map(lambda value: _copy(value, device), (args, kwargs))
         result = op(*args, **kwargs)
         mutated = [
             (kwargs[a.name] if a.name in kwargs else args[i])
