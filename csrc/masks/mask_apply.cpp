@@ -25,6 +25,13 @@ class MaskCursor {
   }
 
   uint64_t next() {
+    const int64_t at = base_ + s_;
+    if (index_.width == 1 && at % 32 == 0 && s_ + kBlock < index_.run) {
+      // Most blocks: two whole words.
+      const uint32_t* word = mask_ + at / 32;
+      s_ += kBlock;
+      return word[0] | static_cast<uint64_t>(word[1]) << 32;
+    }
     uint64_t bits = 0;
     for (int got = 0; got < kBlock;) {
       const int64_t left = index_.width == 1 ? index_.run - s_ : index_.width - inner_;
@@ -75,6 +82,38 @@ inline void expand(uint64_t bits, C scale, C* out) {
     for (int i = 0; i < 32; ++i) out[32 * half + i] = (word >> i & 1u) ? scale : C(0);
   }
 }
+
+// Walks along with the mask and turns its bits into factors: the scale of the element, or zero.
+template <typename C>
+class Factors {
+ public:
+  Factors(const MaskApplyArgs& args, int64_t e)
+      : args_(args), e_(e), group_(e / args.per_scale), end_((group_ + 1) * args.per_scale) {}
+
+  void next(uint64_t bits, C* out) {
+    if (e_ + kBlock <= end_ || end_ >= args_.numel) {
+      expand<C>(bits, static_cast<C>(args_.scale[group_]), out);
+      e_ += kBlock;
+    } else {
+      // The block crosses a boundary between scales.
+      for (int i = 0; i < kBlock; ++i, ++e_) {
+        settle();
+        out[i] = bits >> i & 1 ? static_cast<C>(args_.scale[group_]) : C(0);
+      }
+    }
+    settle();
+  }
+
+ private:
+  void settle() {
+    if (e_ < end_ || end_ >= args_.numel) return;
+    ++group_;
+    end_ += args_.per_scale;
+  }
+
+  const MaskApplyArgs& args_;
+  int64_t e_, group_, end_;
+};
 
 // What a product with a mask does not need: kept out of the plain path.
 template <typename T, typename C>
@@ -139,21 +178,14 @@ void extras(const MaskApplyArgs& args, int64_t e, uint64_t bits, C* v) {
   }
 }
 
-// One block of kBlock elements at e, which may cross a boundary between scales.
+// One block of kBlock elements at e.
 template <typename T, bool kExtras>
-inline void apply_block(const MaskApplyArgs& args, int64_t e, uint64_t bits, const T* x, T* y) {
+inline void apply_block(const MaskApplyArgs& args, int64_t e, uint64_t bits,
+                        Factors<compute_t<T>>& factors, const T* x, T* y) {
   using C = compute_t<T>;
   C v[kBlock], m[kBlock];
   load_block(x, v);
-  const int64_t group = e / args.per_scale;
-  if (e + kBlock <= (group + 1) * args.per_scale || e + kBlock > args.numel) {
-    expand<C>(bits, static_cast<C>(args.scale[group]), m);
-  } else {
-    for (int i = 0; i < kBlock; ++i) m[i] = bits >> i & 1 ? C(1) : C(0);
-  }
-  if (e + kBlock > (group + 1) * args.per_scale)
-    for (int i = 0; i < kBlock && e + i < args.numel; ++i)
-      m[i] = bits >> i & 1 ? static_cast<C>(args.scale[(e + i) / args.per_scale]) : C(0);
+  factors.next(bits, m);
 #pragma omp simd
   for (int i = 0; i < kBlock; ++i) v[i] *= m[i];
   if constexpr (kExtras) extras<T, C>(args, e, bits, v);
@@ -165,21 +197,22 @@ void apply(const MaskApplyArgs& args, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
   MaskCursor cursor(args, begin);
+  Factors<compute_t<T>> factors(args, begin);
   int64_t e = begin;
   for (; e + kBlock <= end; e += kBlock) {
     const uint64_t bits = cursor.next();
     if constexpr (kStreaming) {
       alignas(64) T block[kBlock];
-      apply_block<T, kExtras>(args, e, bits, x + e, block);
+      apply_block<T, kExtras>(args, e, bits, factors, x + e, block);
       stream_block(block, y + e);
     } else {
-      apply_block<T, kExtras>(args, e, bits, x + e, y + e);
+      apply_block<T, kExtras>(args, e, bits, factors, x + e, y + e);
     }
   }
   if (e < end) {
     T in[kBlock] = {}, out[kBlock];
     memcpy(in, x + e, static_cast<size_t>(end - e) * sizeof(T));
-    apply_block<T, kExtras>(args, e, cursor.next(), in, out);
+    apply_block<T, kExtras>(args, e, cursor.next(), factors, in, out);
     memcpy(y + e, out, static_cast<size_t>(end - e) * sizeof(T));
   }
   if constexpr (kStreaming) stream_fence();
