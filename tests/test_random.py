@@ -7,6 +7,7 @@ import math
 import pytest
 import regkern
 import torch
+from regkern import _native
 from regkern.reference import random as draws
 
 # Random123's published known answers for Philox4x32-10: counter, key, output.
@@ -29,24 +30,19 @@ def test_known_answers_of_the_definition(
     assert [int(w) for w in words] == expected
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_known_answers_of_the_kernel(
+def test_known_answers_of_the_kernels_generator(
     counter: list[int], key: list[int], expected: list[int]
 ) -> None:
-    """Through an op: the first counter words of a permutation are its sort keys.
+    assert _native.philox4x32(counter, key) == expected
 
-    The library's counter is (index, stream, offset), so the offset carries the vector's upper half
-    and only vectors whose lower half is an index of a stream can be asked for: index 0 of the
-    definition is checked word by word against the kernels' choices for the vector's key instead.
-    """
-    seed = torch.tensor([_signed(key[0] | key[1] << 32), _signed(counter[2] | counter[3] << 32)])
-    batch = 257
-    partner = torch.ops.regkern.mix_params(seed, batch, 4, 4, pairing="perm", mixup_alpha=1.0)[0]
-    words = draws.words(seed, "pairing", torch.arange(batch)).tolist()
+
+@pytest.mark.parametrize("seed", [(0, 0), (-1, -1), (5, 2**40 + 3)])
+def test_kernels_number_their_draws_as_the_definition_does(seed: tuple[int, int]) -> None:
+    """Through an op: a random permutation sorts by two words of every sample's counter."""
+    tensor, batch = torch.tensor(seed), 257
+    partner = torch.ops.regkern.mix_params(tensor, batch, 4, 4, pairing="perm", mixup_alpha=1.0)[0]
+    words = draws.words(tensor, "pairing", torch.arange(batch)).tolist()
     keys = [w[0] | w[1] << 32 for w in words]
     assert partner.tolist() == sorted(range(batch), key=keys.__getitem__)
 

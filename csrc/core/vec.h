@@ -53,16 +53,14 @@ inline void store_block(const compute_t<T>* in, T* out) {
 }
 template <>
 inline void store_block<float16>(const float* in, float16* out) {
-  constexpr int kNearest = 0;  // _MM_FROUND_TO_NEAREST_INT
-  (void)kNearest;
 #if defined(__AVX512F__)
   for (int i = 0; i < kBlock; i += 16)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
-                        _mm512_cvtps_ph(_mm512_loadu_ps(in + i), kNearest));
+                        _mm512_cvtps_ph(_mm512_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
   for (int i = 0; i < kBlock; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), kNearest));
+                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
 #else
 #pragma omp simd
   for (int i = 0; i < kBlock; ++i) narrow(in[i], out + i);

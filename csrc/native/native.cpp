@@ -1,10 +1,13 @@
 // regkern._native: what was built, and what this machine can do. No op goes through it.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
+#include <cstdint>
 #include <stdexcept>
-#include <string>
 
+#include "core/philox.h"
 #include "native/probes.h"
 
 namespace py = pybind11;
@@ -13,6 +16,13 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Build facts and machine probes of regkern.";
   m.attr("version") = REGKERN_VERSION;
   m.attr("compiler") = __VERSION__;
+  m.def(
+      "philox4x32",
+      [](const std::array<uint32_t, 4>& c, const std::array<uint32_t, 2>& k) {
+        const regkern::Words words = regkern::philox4x32(c[0], c[1], c[2], c[3], k[0], k[1]);
+        return std::array<uint32_t, 4>{words.w[0], words.w[1], words.w[2], words.w[3]};
+      },
+      py::arg("counter"), py::arg("key"), "The generator of all kernels, for its known answers.");
   m.def(
       "copy_bandwidth",
       [](int64_t bytes, int threads, int repeats) {

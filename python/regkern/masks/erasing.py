@@ -120,6 +120,33 @@ def _given_box(op: str, box: Tensor, x: Tensor) -> Tensor:
     return box.to(torch.int32)
 
 
+def check_options(
+    op: str,
+    p: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    count: int | tuple[int, int],
+    sampler: str,
+    per: str,
+) -> tuple[int, int]:
+    """Checks how boxes are drawn and returns the least and the largest number of them."""
+    checks.probability(op, "p", p)
+    checks.one_of(op, "sampler", sampler, ("retry", "fit"))
+    checks.one_of(op, "per", per, ("sample", "batch"))
+    least, most = (count, count) if isinstance(count, int) else count
+    if not 1 <= least <= most:
+        raise ValueError(
+            f"regkern.{op}: expected `count` from 1, as an int or (least, most), got {count}"
+        )
+    if not 0.0 < scale[0] <= scale[1] <= 1.0:
+        raise ValueError(
+            f"regkern.{op}: expected `scale` with 0 < low <= high <= 1, got {tuple(scale)}"
+        )
+    if not 0.0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"regkern.{op}: expected `ratio` with 0 < low <= high, got {tuple(ratio)}")
+    return least, most
+
+
 def erase_boxes(
     size: Sequence[int],
     *,
@@ -138,21 +165,7 @@ def erase_boxes(
     Tensor
         int32 (N, boxes, 4), (y0, y1, x0, x1), half open; empty where nothing is erased.
     """
-    op = "erase_boxes"
-    checks.probability(op, "p", p)
-    checks.one_of(op, "sampler", sampler, ("retry", "fit"))
-    checks.one_of(op, "per", per, ("sample", "batch"))
-    least, most = (count, count) if isinstance(count, int) else count
-    if not 1 <= least <= most:
-        raise ValueError(
-            f"regkern.{op}: expected `count` from 1, as an int or (least, most), got {count}"
-        )
-    if not 0.0 < scale[0] <= scale[1] <= 1.0:
-        raise ValueError(
-            f"regkern.{op}: expected `scale` with 0 < low <= high <= 1, got {tuple(scale)}"
-        )
-    if not 0.0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"regkern.{op}: expected `ratio` with 0 < low <= high, got {tuple(ratio)}")
+    least, most = check_options("erase_boxes", p, scale, ratio, count, sampler, per)
     boxes: Tensor = _params(
         seed, size[0], size[-2], size[-1], least, most, per == "batch", p, *scale, *ratio, sampler
     )

@@ -15,7 +15,7 @@ from regkern.random import resolve_seed
 Pairing = Literal["roll", "flip", "perm", "derange", "identity"]
 Target = Tensor | tuple[Tensor, Tensor, Tensor] | None
 
-_PAIRINGS = ("roll", "flip", "perm", "derange", "identity")
+PAIRINGS = ("roll", "flip", "perm", "derange", "identity")
 
 
 # ---- raw ops: fake kernels and autograd ----
@@ -387,7 +387,7 @@ def _draw(
     **options: Any,
 ) -> MixParams:
     checks.one_of(op, "per", per, ("sample", "batch"))
-    checks.one_of(op, "pairing", pairing, _PAIRINGS)
+    checks.one_of(op, "pairing", pairing, PAIRINGS)
     if partner is not None:
         partner = _given_partner(op, partner, x, other)
     elif other is not None and other.shape[0] != x.shape[0]:
@@ -542,7 +542,7 @@ def cutmix(
     if params is None:
         checks.probability(op, "p", p)
         checks.one_of(op, "border", border, ("clip", "inside"))
-        _check_alpha(op, "alpha", alpha)
+        check_alpha(op, "alpha", alpha)
         params = _draw(
             op,
             x,
@@ -561,7 +561,7 @@ def cutmix(
     return _mixed(op, x, target, params, how, box=True, weight=False)
 
 
-def _check_alpha(op: str, name: str, alpha: float) -> None:
+def check_alpha(op: str, name: str, alpha: float) -> None:
     if not alpha > 0.0 or alpha == float("inf"):
         raise ValueError(f"regkern.{op}: expected `{name}` to be positive and finite, got {alpha}")
 
@@ -635,7 +635,7 @@ def mixup(
             checks.floating(op, "masks", mask)
     if params is None:
         checks.probability(op, "p", p)
-        _check_alpha(op, "alpha", alpha)
+        check_alpha(op, "alpha", alpha)
         params = _draw(
             op,
             x,

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from regkern import _checks as checks
-from regkern.masks.erasing import random_erasing, random_erasing_
-from regkern.masks.mixing import Mixed, MixParams, Pairing, cutmix, mixup
+from regkern.masks.erasing import check_options, random_erasing, random_erasing_
+from regkern.masks.mixing import (
+    PAIRINGS,
+    Mixed,
+    MixParams,
+    Pairing,
+    check_alpha,
+    cutmix,
+    mixup,
+)
 
 # torchvision need not be installed, so its tensor classes are known by name: `Image` and `Video`
 # are images, the others describe them.
@@ -88,26 +96,23 @@ class _Mix(_Transform):
     def __init__(
         self,
         *,
-        alpha: float,
-        num_classes: int | None,
-        labels_getter: Callable[[Any], Any] | Literal["default"] | None,
-        p: float,
-        per: Literal["sample", "batch"],
-        pairing: Pairing,
-        smoothing: float,
-        target_dtype: torch.dtype | None,
-        generator: torch.Generator | None,
+        alpha: float = 1.0,
+        num_classes: int | None = None,
+        labels_getter: Callable[[Any], Any] | Literal["default"] | None = "default",
+        p: float = 1.0,
+        per: Literal["sample", "batch"] = "sample",
+        pairing: Pairing = "roll",
+        smoothing: float = 0.0,
+        target_dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if not 0.0 < alpha < float("inf"):
-            raise ValueError(
-                f"regkern.{name}: expected `alpha` to be positive and finite, got {alpha}"
-            )
+        check_alpha(name, "alpha", alpha)
         checks.probability(name, "p", p)
         checks.probability(name, "smoothing", smoothing)
         checks.one_of(name, "per", per, ("sample", "batch"))
-        checks.one_of(name, "pairing", pairing, ("roll", "flip", "perm", "derange", "identity"))
+        checks.one_of(name, "pairing", pairing, PAIRINGS)
         if labels_getter not in ("default", None) and not callable(labels_getter):
             raise ValueError(
                 f"regkern.{name}: expected `labels_getter` to be 'default', a callable or None, "
@@ -301,31 +306,6 @@ class MixUp(_Mix):
     Parameters and calls are those of `CutMix`. Images may be uint8, which is rounded half to even.
     """
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        num_classes: int | None = None,
-        labels_getter: Callable[[Any], Any] | Literal["default"] | None = "default",
-        p: float = 1.0,
-        per: Literal["sample", "batch"] = "sample",
-        pairing: Pairing = "roll",
-        smoothing: float = 0.0,
-        target_dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            alpha=alpha,
-            num_classes=num_classes,
-            labels_getter=labels_getter,
-            p=p,
-            per=per,
-            pairing=pairing,
-            smoothing=smoothing,
-            target_dtype=target_dtype,
-            generator=generator,
-        )
-
     def forward(self, *inputs: Any) -> Any:
         if any(_kind(value) == "Mask" for value in tree_flatten(inputs)[0]):
             raise ValueError("regkern.MixUp: expected images and labels, got a segmentation mask")
@@ -398,7 +378,6 @@ class RandomErasing(_Transform):
     ) -> None:
         super().__init__()
         op = "RandomErasing"
-        checks.probability(op, "p", p)
         if isinstance(value, str):
             checks.one_of(op, "value", value, ("random", "channel"))
         elif not isinstance(value, int | float | tuple | list):
@@ -406,16 +385,7 @@ class RandomErasing(_Transform):
                 f"regkern.{op}: expected `value` to be a number, a sequence of them, 'random' or "
                 f"'channel', got {value!r}"
             )
-        if not 0.0 < scale[0] <= scale[1] <= 1.0:
-            raise ValueError(
-                f"regkern.{op}: expected `scale` with 0 < low <= high <= 1, got {tuple(scale)}"
-            )
-        if not 0.0 < ratio[0] <= ratio[1]:
-            raise ValueError(
-                f"regkern.{op}: expected `ratio` with 0 < low <= high, got {tuple(ratio)}"
-            )
-        checks.one_of(op, "sampler", sampler, ("retry", "fit"))
-        checks.one_of(op, "per", per, ("sample", "batch"))
+        check_options(op, p, scale, ratio, count, sampler, per)
         self.p = p
         self.scale = (scale[0], scale[1])
         self.ratio = (ratio[0], ratio[1])
