@@ -13,6 +13,7 @@ import pytest
 import regkern
 import torch
 from recording import Call, Recorder, replay
+from regkern._registration import DIFFERENTIABLE
 from samples import SAMPLES, Sample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
@@ -124,7 +125,7 @@ def test_opcheck(sample: Sample) -> None:
             torch.library.opcheck(op, args, kwargs, test_utils=("test_schema", "test_faketensor"))
             continue
         # Gradients for what the op can differentiate: the float tensors of a differentiable op.
-        if name in ("drop_block", "mask_apply", "mix", "mix_adjoint", "mix_dot", "random_erasing"):
+        if name in DIFFERENTIABLE:
             args = tuple(
                 a.clone().requires_grad_()
                 if i == 0 and isinstance(a, Tensor) and a.is_floating_point()
@@ -137,6 +138,8 @@ def test_opcheck(sample: Sample) -> None:
 
 @differentiable
 def test_gradients(sample: Sample) -> None:
+    if sample.straight_through:
+        return
     tensors = [t.requires_grad_() for t in sample.tensors()]
     assert torch.autograd.gradcheck(sample.call, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(sample.call, tensors, fast_mode=True)

@@ -41,7 +41,16 @@ REGKERN_HD Words philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, 
 
 // One op may draw for several purposes; a stream keeps them apart. The counter is (index, stream,
 // offset), so a draw depends on what it is for and never on the thread that makes it.
-enum class Stream : uint32_t { mask = 0, noise = 1, pairing = 2, box = 3, weight = 4, choice = 5 };
+enum class Stream : uint32_t {
+  mask = 0,
+  noise = 1,
+  pairing = 2,
+  box = 3,
+  weight = 4,
+  choice = 5,
+  rounding = 6,
+  fault = 7
+};
 
 REGKERN_HD Words philox(Seed seed, Stream stream, uint64_t index) {
   return philox4x32(static_cast<uint32_t>(index),

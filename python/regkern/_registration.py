@@ -17,6 +17,9 @@ NAMESPACE = "regkern"
 
 _fragment = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
+#: Names of the ops with a derivative.
+DIFFERENTIABLE: set[str] = set()
+
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 Backward = Callable[..., Any]
 
@@ -58,6 +61,7 @@ class Op:
             f"{self.namespace}::{self.name}", backward, setup_context=setup
         )
         self._function = _transformable(self, setup_context, backward)
+        DIFFERENTIABLE.add(self.name)
 
 
 def function_apply(function: type[torch.autograd.Function], *args: Any) -> Any:

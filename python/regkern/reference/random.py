@@ -8,7 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-STREAMS = {"mask": 0, "noise": 1, "pairing": 2, "box": 3, "weight": 4, "choice": 5}
+STREAMS = {
+    name: number
+    for number, name in enumerate(
+        ("mask", "noise", "pairing", "box", "weight", "choice", "rounding", "fault")
+    )
+}
 DRAWS_PER_ITEM = 2**16
 _LOW = 0xFFFFFFFF
 

@@ -1,0 +1,1 @@
+"""Stochastic quantization noise: one rounding core for every format."""

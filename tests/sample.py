@@ -1,0 +1,62 @@
+"""What a sample of the registry is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SEED = (0x243F6A8885A308D3, 0x13198A2E03707344)
+
+
+def seed() -> Tensor:
+    return torch.tensor(SEED, dtype=torch.int64)
+
+
+def normal(shape: tuple[int, ...], dtype: torch.dtype, salt: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 + salt)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=dtype, generator=generator)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`ours(*tensors, **options)` and its definition, on tensors of the given shapes.
+
+    The first tensor is the one whose layout, emptiness and NaN the contract varies; all of them
+    have gradients where `differentiable`. `inplace` is the in-place twin of `ours`.
+    """
+
+    op: str
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    ours: Callable[..., Any] = field(default=None)  # type: ignore[assignment]
+    definition: Callable[..., Any] = field(default=None)  # type: ignore[assignment]
+    inplace: Callable[..., Any] | None = None
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    differentiable: bool = True
+    # Without a batch dimension in front: an empty batch makes no sense.
+    batched: bool = True
+    # The gradient is straight-through: not the derivative of what is computed, so compared with the
+    # definition's gradient alone and not with finite differences.
+    straight_through: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def tensors(self, dtype: torch.dtype = torch.float64, batch: int | None = None) -> list[Tensor]:
+        shapes = [s if batch is None else (batch, *s[1:]) for s in self.shapes]
+        return [normal(shape, dtype, i) for i, shape in enumerate(shapes)]
+
+    def call(self, *tensors: Tensor) -> Any:
+        return self.ours(*tensors, **self.options)
+
+    def reference(self, *tensors: Tensor) -> Any:
+        return self.definition(*tensors, **self.options)
