@@ -34,6 +34,7 @@ struct GradientArgs {
   ScaleOptions scale;  // given
   const int64_t* seed;
   double factor;
+  void* inverse;  // scratch, one per block in the compute type
   // Twice (sums of scales, then those of zero points), each (block, segment).
   double* partial;
   void* dscale;  // in the compute type

@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(HistogramArgs args)
   };
   constexpr int64_t kTile = int64_t{kThreads} * V * kUnroll;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTile;
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x * V;
-       base < args.numel; base += stride) {
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x * V; base < args.numel;
+       base += stride) {
     Vector<T, V> v[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {

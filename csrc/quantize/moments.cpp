@@ -9,9 +9,9 @@ namespace {
 
 using namespace quantize;
 
-constexpr int64_t kGroup = 16;              // chunks of a task
-constexpr int64_t kTile = 16;               // channels of a task where their runs are short
-constexpr int64_t kShort = 16;              // a cache line of float
+constexpr int64_t kGroup = 16;                // chunks of a task
+constexpr int64_t kTile = 16;                 // channels of a task where their runs are short
+constexpr int64_t kShort = 16;                // a cache line of float
 constexpr int64_t kPiece = int64_t{1} << 16;  // elements of a task of the backward
 // Channels would start at the same place of the cache.
 template <typename T>
@@ -135,8 +135,8 @@ MomentsPartial part_of_chunk(compute_t<T>* x, int64_t n) {
       s4[l] += q * q;
     }
   }
-  return chunk_partial(u, count, tree_sum<T>(s1), tree_sum<T>(s2), tree_sum<T>(s3),
-                       tree_sum<T>(s4), static_cast<double>(low), static_cast<double>(high));
+  return chunk_partial(u, count, tree_sum<T>(s1), tree_sum<T>(s2), tree_sum<T>(s3), tree_sum<T>(s4),
+                       static_cast<double>(low), static_cast<double>(high));
 }
 
 // The binary tree over neighbours; the result is in p[0].
@@ -218,8 +218,8 @@ void item_moments(const MomentsArgs& args, const MomentsItem& m) {
   parallel_for(m.channels, 1 + 4096 / (groups + 1), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       merge_tree(partials.data() + c * groups, groups);
-      write_moments(groups > 0 ? partials[c * groups] : no_elements(), m.first + c,
-                    args.stride, args.range, args.moments);
+      write_moments(groups > 0 ? partials[c * groups] : no_elements(), m.first + c, args.stride,
+                    args.range, args.moments);
     }
   });
 }
@@ -285,8 +285,7 @@ void item_backward(const MomentsBackwardArgs& args, const MomentsItem& m) {
   const T* x = static_cast<const T*>(m.x);
   T* dx = static_cast<T*>(m.dx);
   const Scratch<MomentsCubicAs<C>> cubics(m.channels);
-  for (int64_t c = 0; c < m.channels; ++c)
-    cubics[c] = cubic_as<C>(cubic_of(args, m.first + c, n));
+  for (int64_t c = 0; c < m.channels; ++c) cubics[c] = cubic_as<C>(cubic_of(args, m.first + c, n));
   if (m.inner >= kBlock || m.channels == 1) {
     const int64_t pieces = (m.inner + kPiece - 1) / kPiece;
     const int64_t grain = 1 + kPiece / smaller(m.inner + 1, kPiece);

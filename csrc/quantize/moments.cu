@@ -391,8 +391,7 @@ void moments_backward(const MomentsBackwardArgs& args, Context context) {
     MomentsBackwardArgs part = args;
     part.items = args.items + i;
     part.count = args.count - i < kPack ? args.count - i : kPack;
-    dispatch_floating(args.dtype,
-                      [&](auto zero) { pack_backward<decltype(zero)>(part, stream); });
+    dispatch_floating(args.dtype, [&](auto zero) { pack_backward<decltype(zero)>(part, stream); });
   }
 }
 

@@ -29,9 +29,9 @@ constexpr int kWarpThreads = 32;
 template <typename T>
 constexpr int kVectorLanes = 16 / static_cast<int>(sizeof(T));
 template <typename T>
-constexpr int kMomentsLanes = kWarpThreads* kVectorLanes<T>;
+constexpr int kMomentsLanes = kWarpThreads * kVectorLanes<T>;
 template <typename T>
-constexpr int kMomentsChunk = kMomentsRows* kMomentsLanes<T>;
+constexpr int kMomentsChunk = kMomentsRows * kMomentsLanes<T>;
 
 inline int64_t moments_chunk(Dtype dtype) {
   return dtype == Dtype::float64   ? kMomentsChunk<double>
@@ -123,15 +123,14 @@ REGKERN_HD MomentsUnit<C> unit_of(double sum, double n, C low, C high) {
   k = k < -kMost ? -kMost : k;
   k = k > kMost ? kMost : k;
   const double unit = bit_cast<double>(static_cast<uint64_t>(k + 1023) << 52);
-  const C inverse =
-      static_cast<C>(bit_cast<double>(static_cast<uint64_t>(1023 - k) << 52));
+  const C inverse = static_cast<C>(bit_cast<double>(static_cast<uint64_t>(1023 - k) << 52));
   return {pivot, inverse, pivot * inverse, unit};
 }
 
 // The powers' sums about the pivot, moved to the mean: d = Σ t / n.
 template <typename C>
-REGKERN_HD MomentsPartial chunk_partial(const MomentsUnit<C>& u, double n, double s1, double s2, double s3,
-                                 double s4, double low, double high) {
+REGKERN_HD MomentsPartial chunk_partial(const MomentsUnit<C>& u, double n, double s1, double s2,
+                                        double s3, double s4, double low, double high) {
   if (!(low > -kMomentsInfinity && high < kMomentsInfinity)) {
     const double both = low + high;  // NaN, or one of the infinities; NaN for both of them
     const double mean = both != both ? both : low == -kMomentsInfinity ? low : high;
@@ -174,12 +173,13 @@ REGKERN_HD MomentsPartial merged_moments(const MomentsPartial& a, const MomentsP
 
 // No elements: the mean and all else of 0/0, the range of nothing.
 REGKERN_HD MomentsPartial no_elements() {
-  return {0.0, kMomentsNaN, kMomentsNaN, kMomentsNaN, kMomentsNaN, kMomentsInfinity, -kMomentsInfinity};
+  return {0.0,         kMomentsNaN,      kMomentsNaN,      kMomentsNaN,
+          kMomentsNaN, kMomentsInfinity, -kMomentsInfinity};
 }
 
 // What a channel reports. Equal numbers have no shape: variance, skewness and kurtosis are 0.
-REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t stride, double* range,
-                              double* moments) {
+REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t stride,
+                              double* range, double* moments) {
   const double least = p.low < 0.0 ? -p.low : p.low, largest = p.high < 0.0 ? -p.high : p.high;
   const bool equal = p.low == p.high && p.low > -kMomentsInfinity && p.high < kMomentsInfinity;
   const double variance = equal ? 0.0 : p.m2 / p.n;
@@ -197,7 +197,8 @@ REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t 
 // The gradient of the moments. With z = (x − mean) / s, s = √variance,
 //
 //     ∂ mean / ∂x = 1 / N                 ∂ skewness / ∂x = 3 (z² − 1 − z · skewness) / (N s)
-//     ∂ variance / ∂x = 2 s z / N         ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N s)
+//     ∂ variance / ∂x = 2 s z / N         ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N
+//     s)
 //
 // so that dx is a cubic polynomial of z, with one set of coefficients per channel. Where s = 0 the
 // last three are 0.

@@ -301,7 +301,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fake_quantize(
     check.same_device(*t, name, x);
     check.dtype(*t, name, compute, wide ? "float64" : "float32");
     check.that(
-        t->numel() == count,
+        t->numel() == count || x.numel() == 0,
         std::string("`") + name + "` of " + std::to_string(count) + " elements, one per block",
         sizes_name(*t));
     return torch::stable::contiguous(*t);
@@ -388,14 +388,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fake_quantize(
       args.inside = mutable_data<uint32_t>(inside);
     }
     Tensor minimum, maximum;
-    if (computed && !finds_ranges(args.blocks)) {
+    if (computed && !finds_ranges(args.blocks, !kValuesReadable)) {
       minimum = new_tensor(x, {count}, compute);
       maximum = new_tensor(x, {count}, compute);
       backend::block_range(BlockRangeArgs{args.dtype, args.x, args.blocks,
                                           minimum.mutable_data_ptr(), maximum.mutable_data_ptr()},
                            context);
-      args.minimum = minimum.const_data_ptr();
-      args.maximum = maximum.const_data_ptr();
+      args.minimum = minimum.mutable_data_ptr();
+      args.maximum = maximum.mutable_data_ptr();
     }
     backend::quantize(args, context);
     // The bits are in row-major order, whatever that of x.
@@ -427,7 +427,7 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(
     check.same_device(t, name, x);
     check.dtype(t, name, compute, wide ? "float64" : "float32");
     check.that(
-        t.numel() == count,
+        t.numel() == count || x.numel() == 0,
         std::string("`") + name + "` of " + std::to_string(count) + " elements, one per block",
         sizes_name(t));
     return torch::stable::contiguous(t);
@@ -453,6 +453,8 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(
     args.x = in.x.tensor.const_data_ptr();
     args.dx = dx.mutable_data_ptr();
     args.factor = factor;
+    const Tensor inverse = torch::stable::empty_like(scales);
+    args.inverse = inverse.mutable_data_ptr();
     const int64_t sums = zero_point.has_value() ? 2 : 1;
     const int64_t partials = partial_count(args.blocks) * count * sums;
     // The second half takes the sums of the first, and so on to and fro.

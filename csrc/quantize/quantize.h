@@ -33,9 +33,9 @@ struct QuantizeArgs {
   Rounder rounder;
   ScaleOptions scale;
   // The range of every block, in the compute type, where it was found by another kernel; null where
-  // this kernel looks for it.
-  const void* minimum;
-  const void* maximum;
+  // this kernel looks for it. Scratch afterwards.
+  void* minimum;
+  void* maximum;
   void* scale_out;       // null, or the scales, in the compute type
   void* zero_point_out;  // null, or the zero points, likewise
   uint8_t* scale_code;   // null, or the scales as E8M0 (mx) or E4M3 (nvfp4)
@@ -48,9 +48,15 @@ constexpr int64_t kTile = 1024;
 // Rows of a block whose range is found together with its rounding.
 constexpr int64_t kTileRows = 128;
 
-// Whether the kernel finds the ranges of the blocks by itself.
-REGKERN_HD bool finds_ranges(const Blocks& b) {
-  return !b.shared && b.block_cols <= kTile && (b.block_rows <= kTileRows || b.rows <= kTileRows);
+// Whether the kernel finds the ranges of (flattened) blocks by itself: a CPU's tile holds them, or
+// a GPU's warp does, eight elements a thread.
+constexpr int kQuantizeLanes = 8;
+inline bool finds_ranges(const Blocks& b, bool gpu) {
+  if (!gpu)
+    return !b.shared && b.block_cols <= kTile && (b.block_rows <= kTileRows || b.rows <= kTileRows);
+  const int64_t width = b.block_cols;
+  return b.outer == 1 && b.rows == 1 && b.cols % width == 0 && width >= kQuantizeLanes &&
+         width <= 32 * kQuantizeLanes && (width & (width - 1)) == 0;
 }
 
 REGKERN_HD bool is_computed(ScaleRule rule) {

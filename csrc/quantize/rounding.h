@@ -9,10 +9,10 @@
 // it:
 //
 //     a = |t|, q = distance of the grid's points around a, n = floor(a / q)
-//     result = sign(t) q (n + up),  up = [a/q - n >= threshold]
+//     result = sign(t) q (n + up),  up = [a/q - n > threshold]
 //
-// with the threshold ½ for ties away from zero, (U + ½) 2⁻ᵏ for stochastic rounding (U the
-// element's k random bits: the probability of going up is the fraction, rounded to k bits), 2
+// with the threshold just below ½ for ties away from zero, (U + ½) 2⁻ᵏ for stochastic rounding (U
+// the element's k random bits: the probability of going up is the fraction, rounded to k bits), 2
 // toward zero, and the nearest even n for ties to even. What stands on the grid has fraction 0 and
 // never moves. All steps are exact: q is a power of two.
 
@@ -93,7 +93,9 @@ REGKERN_HD C stochastic_threshold(uint32_t bits, int random_bits) {
 // Of the modes without randomness.
 template <typename C>
 REGKERN_HD C fixed_threshold(Rounding rounding) {
-  return rounding == Rounding::nearest_away ? C(0.5) : C(2);
+  // Between this and ½ there is no number.
+  const C below_half = bit_cast<C>(bit_cast<typename Layout<C>::bits>(C(0.5)) - 1u);
+  return rounding == Rounding::nearest_away ? below_half : C(2);
 }
 
 // a >= 0 to an integer. `negative` is the sign of what a is the magnitude of.
@@ -102,7 +104,7 @@ REGKERN_HD C round_unit(C a, bool negative, Rounding rounding, C threshold) {
   if (rounding == Rounding::nearest_even) return nearest_integer(a);
   const C below = floor_integer(a);
   if (rounding == Rounding::floor) return negative && a > below ? below + C(1) : below;
-  return a - below >= threshold ? below + C(1) : below;
+  return a - below > threshold ? below + C(1) : below;
 }
 
 template <typename C>
@@ -156,7 +158,7 @@ REGKERN_HD C round_floating(C x, const Grid& g, Rounding rounding, bool saturate
 REGKERN_HD uint32_t stochastic_carry(uint32_t bits, int random_bits, int dropped) {
   const uint32_t u = random_bits == 23 ? bits >> 9 : bits;
   const int more = dropped - random_bits;
-  const uint32_t threshold = more > 0 ? (2 * u + 1) << (more - 1) : (u >> -more) + 1;
+  const uint32_t threshold = more > 0 ? ((2 * u + 1) << (more - 1)) + 1 : (u >> -more) + 1;
   return (1u << dropped) - threshold;
 }
 REGKERN_HD uint32_t fixed_carry(Rounding rounding, int dropped) {

@@ -55,6 +55,7 @@ REGKERN_HD int mx_exponent(C amax, int emax, C up_above) {
 struct ScaleOptions {
   ScaleRule rule;
   const void* scale;          // given, per block, in the compute type
+  const void* inverse;        // likewise, or null: 1 / scale
   const void* zero_point;     // likewise, or null
   const float* tensor_scale;  // nvfp4
   int emax;                   // mx: the exponent of the grid's largest number
@@ -66,7 +67,8 @@ struct ScaleOptions {
 template <typename C>
 REGKERN_HD Scale<C> given_scale(const ScaleOptions& o, int64_t block) {
   const C s = static_cast<const C*>(o.scale)[block];
-  return {s, C(1) / s, o.zero_point != nullptr ? static_cast<const C*>(o.zero_point)[block] : C(0)};
+  return {s, o.inverse != nullptr ? static_cast<const C*>(o.inverse)[block] : C(1) / s,
+          o.zero_point != nullptr ? static_cast<const C*>(o.zero_point)[block] : C(0)};
 }
 
 // minimum <= maximum are those of the block; one that is infinite or NaN leaves no scale. Free of

@@ -26,7 +26,7 @@ inline void to_carries(const uint32_t* bits, int dropped, uint32_t* out) {
 #pragma omp simd
     for (int i = 0; i < kRandomBlock; ++i) {
       const uint32_t u = K == 32 ? bits[i] >> 9 : bits[i];
-      out[i] = (1u << dropped) - ((2 * u + 1) << (more - 1));
+      out[i] = (1u << dropped) - ((2 * u + 1) << (more - 1)) - 1u;
     }
   } else {
 #pragma omp simd

@@ -586,8 +586,10 @@ def fake_quantize(
             )
         rule = "symmetric" if symmetric else "asymmetric"
         y, s, z, _, _ = fake_quantize_op(x, blocks, form.element, rule, None, None, *tail)
-        z = None if symmetric else z.reshape(shape)
-        s = s.reshape(shape)
+        # An empty tensor has no range, but may have a scale of its own.
+        empty = x.numel() == 0
+        s = s.new_ones(shape) if empty else s.reshape(shape)
+        z = None if symmetric else z.new_zeros(shape) if empty else z.reshape(shape)
     else:
         s, z = _learned(op, x, form, scale, zero_point, shape, blocks, gradient_factor, log_scale)
         flat = s.reshape(-1).to(compute_dtype(x))
