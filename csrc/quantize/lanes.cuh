@@ -75,7 +75,7 @@ class BlockCursor {
       seek((o_ * b_.rows + r_ + 1) * b_.cols);
     } else {
       ++block_;
-      left_ = b_.block_cols;
+      left_ = b_.cols - c_ < b_.block_cols ? b_.cols - c_ : b_.block_cols;
     }
   }
 

@@ -81,7 +81,8 @@ def check_rounding(op: str, rounding: str, random_bits: int) -> None:
 def saturation(op: str, form: Format, rounding: str, overflow: str | None) -> bool:
     """Whether what is too large becomes the largest finite number."""
     if overflow is None:
-        return rounding in ("stochastic", "noise") or form.saturates
+        # Scaled formats saturate, as OCP says.
+        return rounding in ("stochastic", "noise") or form.saturates or form.rule is not None
     checks.one_of(op, "overflow", overflow, ("saturate", "infinity"))
     return overflow == "saturate"
 
@@ -165,9 +166,9 @@ def round_to(
     Notes
     -----
     The gradient is straight-through: dx = dy. Bytes moved: x read, y written; Philox at 16 bits per
-    element costs as much as a copy of float32 on a CPU with AVX-512. An ``out`` saves the page faults
-    of a fresh result. A channels-last x takes two more passes with stochastic rounding, whose bits
-    are numbered in row-major order.
+    element costs as much as a copy of float32 on a CPU with AVX-512. An ``out`` saves the page
+    faults of a fresh result. A channels-last x takes two more passes with stochastic rounding,
+    whose bits are numbered in row-major order. A format without mantissa bits rounds ties up.
 
     References
     ----------
@@ -210,7 +211,7 @@ def stochastic_round(
 
 
 def round_to_(x: Tensor, format: str | torch.dtype | Format, **options: Any) -> Tensor:
-    """`round_to` in place, with its gradient; options are the same, without ``out`` and ``dtype``."""
+    """`round_to` in place, with its gradient; the same options but ``out`` and ``dtype``."""
     return _round_inplace("round_to_", x, format, options)
 
 
@@ -315,7 +316,7 @@ def _round(
 
 
 def _single(x: Tensor) -> Tensor:
-    # Codes are made of float32: a float64 is first rounded toward zero to odd, in effect, by none.
+    # Codes are made from float32, and two roundings are not one.
     if x.dtype == torch.float64:
         raise ValueError("regkern.round_to: expected `x` float32, bfloat16 or float16 for float8")
     return x

@@ -54,7 +54,7 @@ def round_integer(t: Tensor, rounding: str, threshold: Tensor | None) -> Tensor:
 
 def _clipped(form: Format, rounding: str, overflow: str | None) -> bool:
     if overflow is None:
-        return rounding == "stochastic" or form.saturates
+        return rounding == "stochastic" or form.saturates or form.rule is not None
     return overflow == "saturate"
 
 
@@ -101,7 +101,7 @@ def round_to(
     random_bits: int = 16,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """Rounds to a format; formats with scales take them from blocks along an axis. Straight-through."""
+    """Rounds to a format, whose scales come from blocks along an axis. Straight-through."""
     form = format_of("round_to", format)
     v = _computed(x.detach())
     draws = None if seed is None else thresholds(v, seed, random_bits)
