@@ -1,4 +1,4 @@
-"""Rounding and fake quantization: every pattern, exact probabilities, torch's and torchao's results."""
+"""Rounding and fake quantization: every pattern, exact probabilities, torch and torchao."""
 
 from __future__ import annotations
 

@@ -298,8 +298,8 @@ def encode(
     Returns
     -------
     Encoded
-        ``decode()`` gives the numbers that `round_to` returns, bit for bit. A block with a NaN or an
-        infinity has a NaN for its scale.
+        ``decode()`` gives the numbers that `round_to` returns, bit for bit. A block with a NaN or
+        an infinity has a NaN for its scale.
 
     Raises
     ------
@@ -315,10 +315,10 @@ def encode(
     form = format_of(op, format)
     if x.dtype == torch.float64:
         raise TypeError(f"regkern.{op}: expected `x` of float32, bfloat16 or float16, got float64")
-    options: dict[str, Any] = dict(
-        rounding=rounding, overflow=overflow, random_bits=random_bits, seed=seed,
-        generator=generator,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "rounding": rounding, "overflow": overflow, "random_bits": random_bits, "seed": seed,
+        "generator": generator,
+    }  # fmt: skip
     shape = tuple(x.shape)
     with torch.no_grad():
         if form.rule is None and form.kind == "floating":
@@ -499,8 +499,8 @@ def fake_quantize(
         float32, float64, bfloat16 or float16.
     scale : float or Tensor, optional
         s, one per block (`granularity` says how many), positive. Default: from the data, as
-        ``torch.ao`` does: symmetric s = amax / ((q_max - q_min) / 2) (floating formats: amax / their
-        largest number), asymmetric s = (max - min) / (q_max - q_min) with 0 in the range.
+        ``torch.ao`` does: symmetric s = amax / ((q_max - q_min) / 2) (floating formats: amax /
+        their largest number), asymmetric s = (max - min) / (q_max - q_min) with 0 in the range.
     zero_point : float or Tensor, optional
         z, of integer formats. Rounded to the nearest integer (half up) and clamped to the codes if
         floating; its gradient is straight-through.
@@ -535,20 +535,21 @@ def fake_quantize(
     Returns
     -------
     Tensor or FakeQuantized
-        Of x's shape, dtype and layout. Agrees bit for bit with ``torch.fake_quantize_per_tensor_affine``
-        and ``..._per_channel_affine`` (nearest even), except that NaN stays NaN.
+        Of x's shape, dtype and layout. Agrees bit for bit with
+        ``torch.fake_quantize_per_tensor_affine`` and ``..._per_channel_affine`` (nearest even),
+        except that NaN stays NaN.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit: a scale that is not positive and finite, a zero point outside of
-        the codes, an integer x.
+        If an argument does not fit: a scale that is not positive and finite, a zero point outside
+        of the codes, an integer x.
 
     Notes
     -----
     Bytes moved: x read, y written, and 1/32 of x for the gradient's mask; backward dy read, dx
-    written. With a learned scale x is saved instead and read again. Scales from the data need one more
-    read unless a block fits the cache (up to 1024 columns by 128 rows).
+    written. With a learned scale x is saved instead and read again. Scales from the data need one
+    more read unless a block fits the cache (up to 1024 columns by 128 rows).
 
     References
     ----------
@@ -732,8 +733,8 @@ def round_gradient(
 def quantize_weights(w: Tensor, quantizer: str) -> Tensor:
     """w rounded to a format: what `quant_noise` calls a quantizer by name.
 
-    Integers get a range per tensor from the data, asymmetric as in the paper (``"int4"``, ``"int8"``);
-    other formats are those of `round_to`.
+    Integers get a range per tensor from the data, asymmetric as in the paper (``"int4"``,
+    ``"int8"``); other formats are those of `round_to`.
     """
     form = format_of("quant_noise", quantizer)
     if form.kind == "integer" and form.rule is None and form.step == 1.0:

@@ -22,10 +22,11 @@ def random_bits(seed: Tensor, element: Tensor, k: int) -> Tensor:
     width = 32 if k == 23 else k
     chunk = 2048 // width
     j, i = element % chunk // 16, element % 16
-    w = words(seed, "rounding", element // chunk * 16 + i)
+    w: Tensor = words(seed, "rounding", element // chunk * 16 + i)
     word = w.gather(-1, (j * width // 32).unsqueeze(-1)).squeeze(-1)
     bits = (word >> (j * width % 32)) & (2**width - 1)
-    return bits >> 9 if k == 23 else bits
+    used: Tensor = bits >> 9 if k == 23 else bits
+    return used
 
 
 def thresholds(x: Tensor, seed: Tensor, k: int) -> Tensor:
