@@ -17,6 +17,13 @@ EXCEPTIONS = {
     r"\bmix_params_kernel\(": 96,
     # Noise, residual and ReLU on 64-bit indices: tensors of 2³¹ elements and more alone.
     r"\bmask_apply_kernel<[^>]*true, long>": 80,
+    # Scales from a table: eight elements, their random bits and the place of the next block.
+    r"\bquantize_kernel<float, [^>]*Find\)2>": 80,
+    # Eight doubles and their scales a thread.
+    r"\bquantize_kernel<double": 120,
+    # Four elements in flight, each with x, dy and three results; 64-bit divisions are calls, which
+    # registers have to survive. Two blocks of 256 threads fit.
+    r"\b(row|column)_sums_kernel<": 112,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -34,4 +41,7 @@ WIDE_ACCESSES = {
     r"\bmix_kernel<float, 4, true, unsigned int>": 2,
     r"\bmix_kernel<regkern::bfloat16, 8, true, unsigned int>": 2,
     r"\badjoint_kernel<float, 4, unsigned int>": 1,
+    r"\bquantize_kernel<float, [^>]*Kind\)1, [^>]*Find\)0>": 2,
+    r"\bquantize_kernel<float, [^>]*Kind\)0, [^>]*Find\)0>": 2,
+    r"\bquantize_kernel<float, [^>]*Kind\)2, [^>]*Find\)3>": 2,
 }

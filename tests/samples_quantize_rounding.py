@@ -98,7 +98,7 @@ SAMPLES: list[Sample] = [
     _fake("dynamic-token", (3, 48), format="int8", granularity="token", symmetric=False),
     _fake("dynamic-group", (2, 80), format="int4", granularity="group", block_size=40),
     _fake("dynamic-group-32", (2, 64), format="e2m1", granularity="group", block_size=32),
-    _fake("dynamic-group-axis", (2, 9, 4), format="int4", granularity="group", block_size=4, axis=1),
+    _fake("group-axis", (2, 9, 4), format="int4", granularity="group", block_size=4, axis=1),
     _fake("dynamic-block", (2, 5, 7), format="int4", granularity="block", block_size=(2, 3)),
     _fake("identity", (5, 29), format="int2", gradient="identity", rounding="stochastic"),
 ]  # fmt: skip

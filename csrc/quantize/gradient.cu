@@ -48,7 +48,7 @@ __device__ __forceinline__ Gradients<compute_t<T>> differentiate(const GradientA
 
 // A warp takes a segment of a row: element i belongs to lane i mod 32.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) row_sums_kernel(GradientArgs args, int64_t all) {
+__global__ void __launch_bounds__(kThreads, 2) row_sums_kernel(GradientArgs args, int64_t all) {
   using C = compute_t<T>;
   const Blocks& b = args.blocks;
   const int64_t across = blocks_across(b), along = segments_along(b), count = partial_count(b);
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) row_sums_kernel(GradientArgs args, i
 constexpr int kRowsPerWarp = kLanes / kWarps;
 using LaneRow = double[32];
 template <typename T>
-__global__ void __launch_bounds__(kThreads) column_sums_kernel(GradientArgs args, int64_t all) {
+__global__ void __launch_bounds__(kThreads, 2) column_sums_kernel(GradientArgs args, int64_t all) {
   using C = compute_t<T>;
   RK_SHARED(LaneRow, scales, kLanes);
   RK_SHARED(LaneRow, zeros, kLanes);

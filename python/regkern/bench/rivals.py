@@ -204,7 +204,8 @@ def torchao_mx(kind: str) -> Rival:
 def torchao_int4_groups() -> Rival:
     def load() -> Run:
         qat = importlib.import_module("torchao.quantization.qat")
-        config = qat.IntxFakeQuantizeConfig(torch.int4, group_size=40)
+        int4: Any = getattr(torch, "int4")  # noqa: B009  (torch does not declare it)
+        config = qat.IntxFakeQuantizeConfig(int4, group_size=40)
         quantizer = qat.fake_quantizer.IntxFakeQuantizer(config)
         return lambda i: quantizer(i["x"])
 

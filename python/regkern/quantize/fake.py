@@ -106,9 +106,8 @@ _gradient = register("fake_quantize_backward", _fake_gradient)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, blocks, element, rule, scale, zero_point, _, _, rounding, seed, bits, saturate, _, inside = (
-        inputs
-    )
+    x, blocks, element, _, scale, zero_point = inputs[:6]
+    rounding, seed, bits, saturate, _, inside = inputs[8:]
     learned = any(t is not None and t.requires_grad for t in (scale, zero_point))
     # Of x a bit is enough; the gradient of a scale needs x itself.
     if learned:
@@ -322,12 +321,11 @@ def encode(
     shape = tuple(x.shape)
     with torch.no_grad():
         if form.rule is None and form.kind == "floating":
-            if form.bits > 8 or not form.nan:
-                if form.dtype is None:
-                    raise ValueError(
-                        f"regkern.{op}: expected a format with scales, with codes of 8 bits, or "
-                        f"that torch has; got {form.name!r}"
-                    )
+            if (form.bits > 8 or not form.nan) and form.dtype is None:
+                raise ValueError(
+                    f"regkern.{op}: expected a format with scales, with codes of 8 bits, or that "
+                    f"torch has; got {form.name!r}"
+                )
             codes = round_to(x, form, dtype=form.dtype or torch.uint8, **options)
             return Encoded(codes, None, None, form, axis, None, shape)
         if form.bits <= 4 and (x.dim() == 0 or x.shape[-1] % 2 != 0):

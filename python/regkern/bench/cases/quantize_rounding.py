@@ -10,7 +10,7 @@ import torch
 import regkern
 from regkern import reference
 from regkern.bench import rivals
-from regkern.bench.case import Case, Inputs
+from regkern.bench.case import Case, Inputs, Rival
 
 SHAPE, SMALL = (2500, 4000), (4, 80)
 HALVES = (torch.bfloat16, torch.float16)
@@ -53,7 +53,7 @@ def _fake(function: Any, i: Inputs, **options: Any) -> Any:
     return function(i["x"], i.get("scale"), i.get("zero_point"), **options)
 
 
-def _rounded(name: str, variant: str, bar: float | None, *others: rivals.Rival) -> Case:
+def _rounded(name: str, variant: str, bar: float | None, *others: Rival) -> Case:
     return Case(
         op="stochastic_round",
         variant=variant,
