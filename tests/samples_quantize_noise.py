@@ -93,7 +93,7 @@ def _uniform(name: str, shape: tuple[int, ...], steps: int | None, **options: An
         bind(analog.additive_uniform_noise),
         bind(reference.additive_uniform_noise),
         inplace=bind(analog.additive_uniform_noise_),
-        batched=steps in (None, 1),
+        batched=steps is None,
     )
 
 

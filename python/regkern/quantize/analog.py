@@ -219,7 +219,7 @@ def check_options(
     checks.one_of(op, "kind", kind, KINDS)
     _number(op, "std_dev", std_dev)
     checks.at_least(op, "std_dev", std_dev, 0.0)
-    if math.isinf(std_dev):
+    if std_dev == math.inf:
         raise ValueError(f"regkern.{op}: expected `std_dev` to be finite, got {std_dev}")
     _number(op, "resolution", resolution)
     if kind in ("discretize", "discretize_add_normal", "dorefa") and not resolution > 0.0:

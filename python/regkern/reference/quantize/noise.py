@@ -226,7 +226,7 @@ def weight_noise(
     else:
         u = v.abs() / s
         c0, c1, c2 = coefficients
-        y = v + std_dev * s * (c0 + c1 * u + c2 * u * u) * n
+        y = v + std_dev * s * (c0 + u * (c1 + c2 * u)) * n
         if kind == "prog_noise":
             y = torch.where(v == 0, v, v.sign() * y.abs())
     if needs_scale:
