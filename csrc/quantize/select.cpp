@@ -298,8 +298,10 @@ void sum_list(const CentroidSumArgs& args, int64_t k, double* lanes) {
   T* out = static_cast<T*>(args.out) + k * b.block;
   memset(lanes, 0, static_cast<size_t>(kSumLanes * b.block) * sizeof(double));
   const int64_t begin = args.offsets[k], end = args.offsets[k + 1];
+  const bool even = is_even(b);
   for (int64_t i = begin; i < end; ++i) {
-    const BlockRange r = block_range(b, args.order[i]);
+    const BlockRange r =
+        even ? BlockRange{args.order[i] * b.block, b.block} : block_range(b, args.order[i]);
     double* lane = lanes + (i - begin) % kSumLanes * b.block;
 #pragma omp simd
     for (int64_t j = 0; j < r.size; ++j) lane[j] += static_cast<double>(widen(g[r.start + j]));

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) nearest_kernel(NearestCentroidArgs a
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
   const int64_t count = block_count(b), batches = ceil_div(count, int64_t{kBatch});
   const Threshold threshold = args.drawn ? threshold_of(args.draw) : Threshold{0, true, true};
-  const C infinity = static_cast<C>(std::numeric_limits<float>::infinity());
+  const C infinity = static_cast<C>(bit_cast<float>(0x7F800000u));
   for (int64_t batch = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
        batch < batches; batch += warps) {
     const int64_t first = batch * kBatch;

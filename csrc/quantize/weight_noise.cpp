@@ -64,11 +64,14 @@ void noise_runs(const WeightNoiseArgs& args, int64_t begin, int64_t end) {
   const Threshold drop = threshold_of(args.drop);
   const C kept = static_cast<C>(args.kept_scale);
   alignas(64) C x[kRun], out[kRun], s[kRun], n[kRun];
+  alignas(64) double range[kRun], unit[kRun];
   alignas(64) float normal[kRun];
   alignas(64) uint32_t bits[kRun];
   for (int i = 0; i < kRun; ++i) {
     x[i] = C(0);
     s[i] = args.scale_count == 1 ? scale[0] : C(1);
+    range[i] = kKind == Noise::dorefa ? tanh_range(static_cast<double>(s[i])) : 1.0;
+    unit[i] = 0.0;
     n[i] = C(0);
     bits[i] = 0;
   }
@@ -86,7 +89,12 @@ void noise_runs(const WeightNoiseArgs& args, int64_t begin, int64_t end) {
         const int64_t place = (from + i) % size, row = place / args.row_size;
         const int64_t rest = (row + 1) * args.row_size - place;
         const int64_t stop = rest < count - i ? i + rest : count;
-        for (; i < stop; ++i) s[i] = scale[row];
+        const double range_of_row =
+            kKind == Noise::dorefa ? tanh_range(static_cast<double>(scale[row])) : 1.0;
+        for (; i < stop; ++i) {
+          s[i] = scale[row];
+          range[i] = range_of_row;
+        }
       }
     if (normals) {
       normal_block(seed, static_cast<uint64_t>(e), normal);
@@ -95,8 +103,14 @@ void noise_runs(const WeightNoiseArgs& args, int64_t begin, int64_t end) {
       for (int i = 0; i < kRun; ++i) n[i] = static_cast<C>(normal[i]);
     }
     if (args.stochastic) random_bits_block<16>(seed, static_cast<uint64_t>(e), bits);
+    if (kKind == Noise::dorefa) {
+      // Apart from what follows, which the compiler would not vectorise together with it.
 #pragma omp simd
-    for (int i = 0; i < kRun; ++i) out[i] = noisy<kKind>(numbers, x[i], s[i], n[i], bits[i]);
+      for (int i = 0; i < kRun; ++i) unit[i] = tanh_unit(static_cast<double>(x[i]), range[i]);
+    }
+#pragma omp simd
+    for (int i = 0; i < kRun; ++i)
+      out[i] = noisy<kKind>(numbers, x[i], s[i], unit[i], n[i], bits[i]);
     if (drop.any) {
       uint32_t words[kRun];
       item_words_block(seed, Stream::mask, static_cast<uint64_t>(e), words);

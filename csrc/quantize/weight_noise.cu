@@ -74,6 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   const Seed seed = args.seed != nullptr ? load_seed(args.seed) : Seed{0, 0};
   const bool by_place = args.scale_count > 1 || args.exempt_last_column;
   const C one_scale = args.scale_count == 1 ? scale[0] : C(1);
+  double range = kKind == Noise::dorefa ? tanh_range(static_cast<double>(one_scale)) : 1.0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * V;
   for (int64_t e = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V; e < total;
        e += stride) {
@@ -103,7 +104,12 @@ __global__ void __launch_bounds__(kThreads)
       const C s = args.scale_count > 1 ? scale[row] : one_scale;
       const uint32_t bits =
           args.stochastic ? random_bits<16>(seed, static_cast<uint64_t>(e + i)) : 0u;
-      C out = noisy<kKind>(numbers, static_cast<C>(widen(x.v[i])), s, static_cast<C>(n[i]), bits);
+      if (kKind == Noise::dorefa && args.scale_count > 1)
+        range = tanh_range(static_cast<double>(s));
+      const C value = static_cast<C>(widen(x.v[i]));
+      const double unit =
+          kKind == Noise::dorefa ? tanh_unit(static_cast<double>(value), range) : 0.0;
+      C out = noisy<kKind>(numbers, value, s, unit, static_cast<C>(n[i]), bits);
       if (drop.any) out *= (dropped >> i & 1u) != 0 ? C(0) : static_cast<C>(args.kept_scale);
       if (!args.exempt_last_column || left != 1) narrow(out, x.v + i);
       if (by_place && --left == 0) {

@@ -101,9 +101,17 @@ REGKERN_HD double tanh_of(double x) {
   return x < 0.0 ? -t : t;
 }
 
-// y for one element, without M.
+// tanh w / (2 tanh s) + ½, in [0, 1]. In double: it has to be on the right side of a tie.
+// `range` is tanh_range(s).
+REGKERN_HD double tanh_range(double s) { return 2.0 * tanh_of(s); }
+REGKERN_HD double tanh_unit(double w, double range) {
+  const double unit = tanh_of(w) / range + 0.5;
+  return unit < 0.0 ? 0.0 : (unit > 1.0 ? 1.0 : unit);
+}
+
+// y for one element, without M. `unit` is tanh_unit(), for dorefa alone.
 template <Noise kKind, typename C>
-REGKERN_HD C noisy(const NoiseNumbers<C>& p, C w, C s, C n, uint32_t bits) {
+REGKERN_HD C noisy(const NoiseNumbers<C>& p, C w, C s, double unit, C n, uint32_t bits) {
   const C a = w < C(0) ? -w : w;
   C y = w;
   if constexpr (kKind == Noise::none) {
@@ -118,9 +126,6 @@ REGKERN_HD C noisy(const NoiseNumbers<C>& p, C w, C s, C n, uint32_t bits) {
     const C level = rounded(a / step, p.stochastic, bits) * step;
     y = (w < C(0) ? -level : level) + p.std_dev * s * n;
   } else if constexpr (kKind == Noise::dorefa) {
-    // In double: tanh has to be on the right side of a tie.
-    double unit = tanh_of(static_cast<double>(w)) / (2.0 * tanh_of(static_cast<double>(s))) + 0.5;
-    unit = unit < 0.0 ? 0.0 : (unit > 1.0 ? 1.0 : unit);
     const double level = rounded(unit * p.steps, p.stochastic, bits);
     y = static_cast<C>(static_cast<double>(s) * (2.0 * level * p.r - 1.0)) + p.std_dev * s * n;
   } else {
