@@ -17,6 +17,8 @@ EXCEPTIONS = {
     r"\bmix_params_kernel\(": 96,
     # Noise, residual and ReLU on 64-bit indices: tensors of 2³¹ elements and more alone.
     r"\bmask_apply_kernel<[^>]*true, long>": 80,
+    # Distances, minima and places of four blocks at once: they share every load of a centroid.
+    r"\bnearest_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -34,4 +36,9 @@ WIDE_ACCESSES = {
     r"\bmix_kernel<float, 4, true, unsigned int>": 2,
     r"\bmix_kernel<regkern::bfloat16, 8, true, unsigned int>": 2,
     r"\badjoint_kernel<float, 4, unsigned int>": 1,
+    r"\bblock_select_kernel<unsigned int, 4, true, unsigned int>": 1,
+    r"\bblock_select_kernel<unsigned short, 8, false, unsigned int>": 1,
+    r"\bweight_noise_kernel<float, \(regkern::quantize::Noise\)1>": 1,
+    r"\bweight_noise_kernel<regkern::bfloat16, \(regkern::quantize::Noise\)3>": 1,
+    r"\buniform_noise_kernel<regkern::float16>": 1,
 }

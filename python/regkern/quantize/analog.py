@@ -82,12 +82,12 @@ _uniform_sum = register(
 
 # Of the raw op, in the schema's order after row_size and copies.
 _Options = tuple[float, bool, float, float, float, bool, float, bool, bool]
-_DEFAULTS = (0, 0.0, False, 0.0, 0.0, 0.0, False, 0.0, False, False, False)
+_DEFAULTS: list[Any] = [0, 0.0, False, 0.0, 0.0, 0.0, False, 0.0, False, False, False]
 
 
 def _setup_noise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, seed, _, kind, std_dev, rows, row_size, *rest = inputs
-    copies, *options, straight_through = (*rest, *_DEFAULTS[len(rest) :])
+    copies, *options, straight_through = [*rest, *_DEFAULTS[len(rest) :]]
     _save_noise(ctx, seed, kind, std_dev, rows, row_size, copies, options, straight_through)
 
 
@@ -175,7 +175,8 @@ class _NoiseInPlace(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         _noise_.raw(w, seed, scale, *fixed, *options)
         ctx.mark_dirty(w)
-        _save_noise(ctx, seed, *fixed, 0, options, straight_through)
+        kind, std_dev, rows, row_size = fixed
+        _save_noise(ctx, seed, kind, std_dev, rows, row_size, 0, options, straight_through)
         return w
 
     @staticmethod

@@ -47,7 +47,8 @@ _mean = register("subvector_mean", lambda w, rows, row_size, block: w.new_empty(
 
 def _setup_select(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, q, seed, ctx.p, ctx.rows, ctx.row_size, ctx.block, *rest = inputs
-    p_tensor, ctx.invert, ctx.straight_through = (*rest, *(None, False, False)[len(rest) :])
+    defaults: list[Any] = [None, False, False]
+    p_tensor, ctx.invert, ctx.straight_through = [*rest, *defaults[len(rest) :]]
     ctx.shared = q is not None and q.shape != output.shape
     ctx.save_for_backward(seed, p_tensor)
 
