@@ -38,6 +38,7 @@ WIDE_ACCESSES = {
     r"\badjoint_kernel<float, 4, unsigned int>": 1,
     r"\bblock_select_kernel<unsigned int, 4, true, unsigned int>": 1,
     r"\bblock_select_kernel<unsigned short, 8, false, unsigned int>": 1,
+    r"\bcentroid_select_kernel<unsigned int, 4, unsigned int>": 1,
     r"\bweight_noise_kernel<float, \(regkern::quantize::Noise\)1>": 1,
     r"\bweight_noise_kernel<regkern::bfloat16, \(regkern::quantize::Noise\)3>": 1,
     r"\buniform_noise_kernel<regkern::float16>": 1,

@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 8;
 constexpr int kWarp = 32;
 
-// Elements and halves travel as unsigned integers of their size.
+// Elements travel as unsigned integers of their size.
 template <typename F>
 void dispatch_width(int itemsize, F&& f) {
   if (itemsize == 2) return f(uint16_t{});
@@ -144,7 +144,7 @@ void select_as(const BlockSelectArgs& args, cudaStream_t stream) {
 
 constexpr int kBatch = 4;  // blocks of a warp: they share every load of a centroid
 
-// Lanes hold neighbouring centroids. Values of the blocks lie in shared memory where they fit.
+// Lanes hold neighbouring centroids; all of them read the same value of a block.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) nearest_kernel(NearestCentroidArgs args) {
   using C = compute_t<T>;
@@ -237,7 +237,8 @@ __global__ void __launch_bounds__(kThreads) nearest_kernel(NearestCentroidArgs a
 
 // ---- centroid_select ----
 
-template <typename U, typename I>
+// V neighbours stand in one block.
+template <typename U, int V, typename I>
 __global__ void __launch_bounds__(kThreads) centroid_select_kernel(CentroidSelectArgs args) {
   const RowBlocks& b = args.blocks;
   const I total = static_cast<I>(b.rows * b.row_size), size = static_cast<I>(b.block);
@@ -245,15 +246,38 @@ __global__ void __launch_bounds__(kThreads) centroid_select_kernel(CentroidSelec
   const auto* w = static_cast<const U*>(args.w);
   const auto* codebook = static_cast<const U*>(args.codebook);
   auto* y = static_cast<U*>(args.y);
-  const I stride = static_cast<I>(gridDim.x) * kThreads;
-  for (I e = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; e < total; e += stride) {
+  const I stride = static_cast<I>(gridDim.x) * kThreads * V;
+  for (I e = (static_cast<I>(blockIdx.x) * kThreads + threadIdx.x) * V; e < total; e += stride) {
     const I row = e / row_size, column = e - row * row_size, within = column / size;
     const int32_t k = args.index[row * across + within];
+    Vector<U, V> x;
     if (k >= 0 && k < args.centroids)
-      y[e] = codebook[static_cast<int64_t>(k) * b.block + (column - within * size)];
+      x = load_vector<U, V>(codebook + static_cast<int64_t>(k) * b.block +
+                            (column - within * size));
+    else if (k == kNotDrawn)
+      x = load_vector<U, V>(w + e);
     else
-      y[e] = k == kNotDrawn ? w[e] : static_cast<U>(~U{0});  // all bits set are a NaN
+      memset(&x, 0xFF, sizeof(x));  // all bits set are a NaN
+    store_vector(x, y + e);
   }
+}
+
+template <typename U>
+void gather_as(const CentroidSelectArgs& args, cudaStream_t stream) {
+  const RowBlocks& b = args.blocks;
+  constexpr int V = kLanesOf<U>;
+  const int64_t total = b.rows * b.row_size;
+  const bool wide = is_even(b) && b.block % V == 0 && is_aligned(args.w) && is_aligned(args.y) &&
+                    is_aligned(args.codebook);
+  const auto blocks = [&](int v) {
+    return grid_blocks(ceil_div(total, int64_t{kThreads} * v), kBlocksPerSm);
+  };
+  if (total >= int64_t{1} << 31)
+    RK_LAUNCH((centroid_select_kernel<U, 1, int64_t>), blocks(1), kThreads, 0, stream, args);
+  else if (wide)
+    RK_LAUNCH((centroid_select_kernel<U, V, uint32_t>), blocks(V), kThreads, 0, stream, args);
+  else
+    RK_LAUNCH((centroid_select_kernel<U, 1, uint32_t>), blocks(1), kThreads, 0, stream, args);
 }
 
 // ---- centroid_sum ----
@@ -333,15 +357,7 @@ void nearest_centroid(const NearestCentroidArgs& args, Context context) {
 
 void centroid_select(const CentroidSelectArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  const int64_t total = args.blocks.rows * args.blocks.row_size;
-  const int64_t blocks = grid_blocks(ceil_div(total, int64_t{kThreads}), kBlocksPerSm);
-  dispatch_width(args.itemsize, [&](auto zero) {
-    using U = decltype(zero);
-    if (total < int64_t{1} << 31)
-      RK_LAUNCH((centroid_select_kernel<U, uint32_t>), blocks, kThreads, 0, stream, args);
-    else
-      RK_LAUNCH((centroid_select_kernel<U, int64_t>), blocks, kThreads, 0, stream, args);
-  });
+  dispatch_width(args.itemsize, [&](auto zero) { gather_as<decltype(zero)>(args, stream); });
 }
 
 void centroid_sum(const CentroidSumArgs& args, Context context) {

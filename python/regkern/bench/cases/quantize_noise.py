@@ -14,7 +14,7 @@ from regkern.quantize.analog import additive_uniform_noise, weight_noise
 from regkern.quantize.quant_noise import quant_noise, quant_noise_
 from regkern.reference.quantize import noise as reference
 
-LINEAR, LINEAR_SMALL = (2500, 4000), (9, 44)
+LINEAR, LINEAR_SMALL = (2500, 4000), (9, 48)
 CONV, CONV_SMALL = (1000, 1111, 3, 3), (4, 5, 3, 3)
 MORE_FLOATS = (torch.bfloat16, torch.float16, torch.float64)
 
