@@ -24,6 +24,8 @@ EXCEPTIONS = {
     # Four elements in flight, each with x, dy and three results; 64-bit divisions are calls, which
     # registers have to survive. Two blocks of 256 threads fit.
     r"\b(row|column)_sums_kernel<": 112,
+    # Distances, minima and places of four blocks at once: they share every load of a centroid.
+    r"\bnearest_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -44,4 +46,10 @@ WIDE_ACCESSES = {
     r"\bquantize_kernel<float, [^>]*Kind\)1, [^>]*Find\)0>": 2,
     r"\bquantize_kernel<float, [^>]*Kind\)0, [^>]*Find\)0>": 2,
     r"\bquantize_kernel<float, [^>]*Kind\)2, [^>]*Find\)3>": 2,
+    r"\bblock_select_kernel<unsigned int, 4, true, unsigned int>": 1,
+    r"\bblock_select_kernel<unsigned short, 8, false, unsigned int>": 1,
+    r"\bcentroid_select_kernel<unsigned int, 4, unsigned int>": 1,
+    r"\bweight_noise_kernel<float, \(regkern::quantize::Noise\)1>": 1,
+    r"\bweight_noise_kernel<regkern::bfloat16, \(regkern::quantize::Noise\)3>": 1,
+    r"\buniform_noise_kernel<regkern::float16>": 1,
 }
