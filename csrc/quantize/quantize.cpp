@@ -518,9 +518,12 @@ class Walk {
         static_cast<C*>(args_.zero_point_out)[block + k] = zero[k];
     }
     if (args_.scale_code == nullptr) return;
+    const QuantizeArgs args = args_;
     const C tensor = tensor_scale();
-    for (int k = 0; k < blocks; ++k)
-      args_.scale_code[block + k] = scale_code(args_, scale[k], tensor);
+    uint32_t codes[kPadded];
+#pragma omp simd
+    for (int k = 0; k < blocks; ++k) codes[k] = scale_code(args, scale[k], tensor);
+    for (int k = 0; k < blocks; ++k) args_.scale_code[block + k] = static_cast<uint8_t>(codes[k]);
   }
 
   const QuantizeArgs& args_;

@@ -102,7 +102,8 @@ __device__ __forceinline__ void report(const QuantizeArgs& args, int64_t block, 
                                        C tensor_scale) {
   if (args.scale_out != nullptr) static_cast<C*>(args.scale_out)[block] = s.scale;
   if (args.zero_point_out != nullptr) static_cast<C*>(args.zero_point_out)[block] = s.zero_point;
-  if (args.scale_code != nullptr) args.scale_code[block] = scale_code(args, s.scale, tensor_scale);
+  if (args.scale_code != nullptr)
+    args.scale_code[block] = static_cast<uint8_t>(scale_code(args, s.scale, tensor_scale));
 }
 
 template <typename C>

@@ -65,20 +65,20 @@ REGKERN_HD bool is_computed(ScaleRule rule) {
 
 // The code of a computed scale: E8M0, or E4M3 of what stands before the tensor's scale.
 template <typename C>
-REGKERN_HD uint8_t scale_code(const QuantizeArgs& args, C scale, C tensor_scale) {
+REGKERN_HD uint32_t scale_code(const QuantizeArgs& args, C scale, C tensor_scale) {
   const ScaleOptions& o = args.scale;
-  if (scale != scale) return o.rule == ScaleRule::mx ? 0xFF : 0x7F;
   if (o.rule == ScaleRule::mx) {
     // 2^-127 is a subnormal float: its exponent field is 0, as its code. Integers have their point
     // after the first bit, which OCP counts to the element.
-    const int point = args.rounder.grid.kind == Kind::integer ? o.emax : 0;
-    const int code = static_cast<int>(bit_cast<uint32_t>(static_cast<float>(scale)) >> 23) + point;
-    return static_cast<uint8_t>(code < 254 ? code : 254);
+    const int32_t point = args.rounder.grid.kind == Kind::integer ? o.emax : 0;
+    const int32_t code = (bit_cast<int32_t>(static_cast<float>(scale)) >> 23) + point;
+    const int32_t least = code < 254 ? code : 254;
+    return static_cast<uint32_t>(scale != scale ? 0xFF : least);
   }
   const Grid e4m3{Kind::floating, 4, 3, 7, 448.0, 0, 0, false, true, true};
   // The quotient is within an ulp of the e4m3 number that the product was made of.
   const C block = round_floating(scale / tensor_scale, e4m3, Rounding::nearest_even, true, C(0));
-  return static_cast<uint8_t>(encode(static_cast<float>(block), e4m3));
+  return encode(static_cast<float>(block), e4m3);
 }
 
 }  // namespace regkern::quantize

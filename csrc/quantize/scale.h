@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "quantize/range.h"
 #include "quantize/rounding.h"
 
 // The scale of a block, given or from what the block holds.
@@ -22,34 +23,34 @@ struct Scale {
   C scale, inverse, zero_point;
 };
 
-// floor(log2 a) for a finite a > 0, and a 2^-that in [1, 2).
-template <typename C>
-REGKERN_HD int floor_log2(C a, C* mantissa) {
-  using L = Layout<C>;
-  using B = typename L::bits;
-  // Subnormals become normal.
-  const bool tiny = bit_cast<B>(a) < (B(1) << L::kMantissa);
-  const C up = bit_cast<C>(static_cast<B>(L::kBias + L::kMantissa + 1) << L::kMantissa);
-  const B u = bit_cast<B>(tiny ? a * up : a);
-  *mantissa = bit_cast<C>((u & ~L::kExponent) | (static_cast<B>(L::kBias) << L::kMantissa));
-  const int exponent = static_cast<int>(u >> L::kMantissa) - L::kBias;
-  return tiny ? exponent - L::kMantissa - 1 : exponent;
+// 2^x for −127 <= x <= 127; 2⁻¹²⁷ is a subnormal float.
+REGKERN_HD float power_of_two(int32_t x) {
+  const uint32_t normal = static_cast<uint32_t>(x + 127) << 23;
+  return bit_cast<float>(x < -126 ? 0x00400000u : normal);
 }
-
-// 2^x for −127 <= x <= 127.
-REGKERN_HD float power_of_two(int x) {
-  return x < -126 ? 5.877471754111438e-39f : bit_cast<float>(static_cast<uint32_t>(x + 127) << 23);
+REGKERN_HD double power_of_two(int64_t x) {
+  return bit_cast<double>(static_cast<uint64_t>(x + 1023) << 52);
 }
 
 // X = floor(log2 amax) − emax, one more where the mantissa of amax exceeds `up_above` (2: never),
-// in the range of E8M0.
+// in the range of E8M0. Integers as wide as C, and chosen as bits: else gcc finds no vector.
 template <typename C>
-REGKERN_HD int mx_exponent(C amax, int emax, C up_above) {
-  C mantissa;
-  const int floor_log = floor_log2(amax, &mantissa);
-  const int x = floor_log - emax + (mantissa > up_above ? 1 : 0);
-  const int least = x < -127 || !(amax > C(0)) ? -127 : x;
-  return least > 127 ? 127 : least;
+REGKERN_HD order_key_t<C> mx_exponent(C amax, int emax, C up_above) {
+  using L = Layout<C>;
+  using B = typename L::bits;
+  using I = order_key_t<C>;
+  // Subnormals become normal.
+  constexpr int kUp = L::kMantissa + 1;
+  const C scaled = amax * bit_cast<C>(static_cast<B>(L::kBias + kUp) << L::kMantissa);
+  const I raw = bit_cast<I>(amax);
+  const bool tiny = raw < (I(1) << L::kMantissa);
+  const I u = tiny ? bit_cast<I>(scaled) : raw;
+  const I one = static_cast<I>(L::kBias) << L::kMantissa;
+  const C mantissa = bit_cast<C>((u & ((I(1) << L::kMantissa) - 1)) | one);
+  const I exponent = (u >> L::kMantissa) - L::kBias - (tiny ? I(kUp) : I(0));
+  const I x = exponent - emax + (mantissa > up_above ? I(1) : I(0));
+  const I least = x < -127 || !(amax > C(0)) ? I(-127) : x;
+  return least > 127 ? I(127) : least;
 }
 
 struct ScaleOptions {
@@ -83,9 +84,10 @@ REGKERN_HD Scale<C> computed_scale(ScaleRule rule, const ScaleOptions& o, const 
   const C epsilon = static_cast<C>(o.epsilon), divisor = static_cast<C>(o.divisor);
   C scale, inverse, zero_point = C(0);
   if (rule == ScaleRule::mx) {
-    const int x = mx_exponent(usable ? amax : C(1), o.emax, static_cast<C>(o.up_above));
-    scale = static_cast<C>(power_of_two(x));
-    inverse = static_cast<C>(power_of_two(-x));
+    // Of what is not usable something comes out, too, and is dropped below.
+    const order_key_t<C> x = mx_exponent(amax, o.emax, static_cast<C>(o.up_above));
+    scale = power_of_two(x);
+    inverse = power_of_two(-x);
   } else if (rule == ScaleRule::nvfp4) {
     const Grid e4m3{Kind::floating, 4, 3, 7, 448.0, 0, 0, false, true, true};
     const C wanted = amax / divisor / tensor_scale;
