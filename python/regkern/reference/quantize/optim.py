@@ -56,9 +56,7 @@ def round_stochastic(x: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     form = FORMATS[dtype]
     x = x.double()
     _, exponent = torch.frexp(x)
-    spacing = torch.ldexp(
-        torch.ones_like(x), (exponent - 1).clamp(min=form.lowest) - form.mantissa
-    )
+    spacing = torch.ldexp(torch.ones_like(x), (exponent - 1).clamp(min=form.lowest) - form.mantissa)
     quotient = x.abs() / spacing
     lower = quotient.floor()
     up = (quotient - lower) * 2**16 > bits + 0.5
