@@ -34,4 +34,8 @@ WIDE_ACCESSES = {
     r"\bmix_kernel<float, 4, true, unsigned int>": 2,
     r"\bmix_kernel<regkern::bfloat16, 8, true, unsigned int>": 2,
     r"\badjoint_kernel<float, 4, unsigned int>": 1,
+    r"\bcopy_stochastic_kernel<float, regkern::bfloat16>": 1,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::AdamWRule<false>": 5,
+    r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::quantize::AdamWRule<false>": 3,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::SgdRule<true>": 3,
 }
