@@ -97,7 +97,7 @@ void update_piece(const Rule& rule, Seed seed, Dtype grad_dtype, const StepRow& 
 template <typename Rule, typename Args, typename RuleOf>
 void update_all(const Args& args, RuleOf rule_of) {
   const Seed seed = load_seed(args.seed);
-  dispatch_step(args.param, args.state, [&](auto param, auto state) {
+  dispatch_step<Rule>(args.param, args.state, [&](auto param, auto state) {
     parallel_for_list(args.rows, args.count, kGrain,
                       [&](const StepRow& row, int64_t begin, int64_t end) {
                         update_piece<decltype(param), decltype(state), Rule>(

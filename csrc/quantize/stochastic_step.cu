@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kListThreads, 3)
 
 template <typename Rule, typename Args>
 void launch_steps(const Args& args, cudaStream_t stream) {
-  dispatch_step(args.param, args.state, [&](auto param, auto state) {
+  dispatch_step<Rule>(args.param, args.state, [&](auto param, auto state) {
     using T = decltype(param);
     using S = decltype(state);
     for_each_chunk(args.rows, args.count,

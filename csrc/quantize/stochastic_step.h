@@ -164,14 +164,13 @@ struct SgdRule {
   }
 };
 
-// Calls f with zeros of the parameters' and of the states' type.
-template <typename F>
+// Calls f with zeros of the parameters' and of the states' type, float where there are no states.
+template <typename Rule, typename F>
 static inline void dispatch_step(Dtype param, Dtype state, F&& f) {
   const auto with_state = [&](auto p) {
-    if (state == Dtype::bfloat16)
-      f(p, bfloat16{});
-    else
-      f(p, float{});
+    if constexpr (Rule::kStates > 0)
+      if (state == Dtype::bfloat16) return f(p, bfloat16{});
+    f(p, float{});
   };
   if (param == Dtype::bfloat16)
     with_state(bfloat16{});
