@@ -129,6 +129,11 @@ def test_tensors_of_a_list_share_no_random_bits() -> None:
     later = torch.empty_like(b)
     torch.ops.regkern.copy_stochastic_([later], [x], seed(), 1024)
     assert torch.equal(later, b)
+    # Across 2³² counters.
+    first = 2**35 - 512
+    torch.ops.regkern.copy_stochastic_([later], [x], seed(), first)
+    (expected,) = definition.copy_stochastic([x], [torch.bfloat16], seed(), first)
+    assert torch.equal(later, expected)
 
 
 def test_copy_does_not_depend_on_layout() -> None:
@@ -653,6 +658,7 @@ def record_calls() -> list[Call]:
         image = normal((2, 3, 4, 5), torch.float32, 2)
         last = image.contiguous(memory_format=torch.channels_last)
         copy_stochastic_([last.bfloat16()], [image], seed=seed())
+        torch.ops.regkern.copy_stochastic_([x.half() for x in image], list(image), seed(), 2**35)
         generator = torch.Generator().manual_seed(6)
         for kind, options in EVERY:
             for dtype in (torch.float32, *NARROW):

@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(kListThreads, 3)
 
 template <typename Rule, typename Args>
 void launch_steps(const Args& args, cudaStream_t stream) {
+  static_assert(sizeof(ListChunk<StepRow>) + sizeof(Args) + 2 * sizeof(int64_t) <= 4096);
   dispatch_step<Rule>(args.param, args.state, [&](auto param, auto state) {
     using T = decltype(param);
     using S = decltype(state);

@@ -193,7 +193,7 @@ class AdamW(_Stochastic):
     the weight by a whole ulp once in a while, and on average by what it says. float32 parameters
     are updated without rounding.
 
-    One call updates all parameters of a device and dtype, one launch per 60 tensors on CUDA. The
+    One call updates all parameters of a device and dtype, one launch per 64 tensors on CUDA. The
     step counts are tensors on the device, so nothing waits for the GPU and a step can be captured
     in a CUDA graph.
 
