@@ -61,7 +61,7 @@ void for_each_chunk(const Row* rows, int64_t count, Launch&& launch) {
       chunk.tiles_end[chunk.count] = static_cast<int>(tiles);
       ++chunk.count;
     }
-    launch(chunk, begin, tiles);
+    if (tiles > 0) launch(chunk, begin, tiles);
     begin += chunk.count;
   }
 }

@@ -8,7 +8,7 @@
 // Lists of tensors: the parameters of a network in one call. A row stands for one tensor; whatever
 // pointers it has, it has
 //
-//     int64_t numel;   its elements, in row-major order; at least one
+//     int64_t numel;   its elements, in row-major order
 //     int64_t first;   the number of its first element in the list
 //
 // Numbers run on from tensor to tensor, each tensor beginning at a multiple of kListAlign: random

@@ -5,20 +5,12 @@
 #include "core/dtype.h"
 #include "core/isa.h"
 #include "core/tensor_list.h"
-#include "quantize/random_bits.h"
+#include "quantize/rounded_element.h"
 #include "quantize/stochastic_bfloat16.h"
 
 // dst ← src, rounded stochastically, for a whole list of tensors.
 
 namespace regkern::quantize {
-
-// The random bits of an element of a list: `which` tells apart what is rounded of it, the weight
-// and the states of its optimizer. An element takes 16 bits.
-constexpr uint64_t kElementsApart = uint64_t{1} << 50;
-
-REGKERN_HD uint64_t rounded_element(int which, int64_t element) {
-  return static_cast<uint64_t>(which) * kElementsApart + static_cast<uint64_t>(element);
-}
 
 struct CopyRow {
   void* dst;
