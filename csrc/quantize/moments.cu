@@ -34,14 +34,14 @@ __device__ __forceinline__ int item_of(const Pack& pack, int64_t work) {
 // Elements of a channel from q on, as rows of kLanes. Whatever lies beyond `size` is zero.
 template <typename T>
 struct Rows {
-  static constexpr int V = kVectorLanes<T>;
-  Vector<T, V> v[kMomentsRows];
+  static constexpr int V = kMomentsVector<T>;
+  Vector<T, V> v[kMomentsRows<T>];
 };
 
 template <typename T>
 __device__ __forceinline__ void load_rows(const MomentsItem& m, int64_t channel, int64_t q,
                                           int size, bool vectors, Rows<T>* rows) {
-  constexpr int V = kVectorLanes<T>;
+  constexpr int V = kMomentsVector<T>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const T* x = static_cast<const T*>(m.x);
   const int64_t o = q / m.inner, i = q - o * m.inner;
@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_rows(const MomentsItem& m, int64_t channel,
   const bool one = i + size <= m.inner;
   const auto inner = static_cast<uint32_t>(m.inner < (int64_t{1} << 30) ? m.inner : 1);
 #pragma unroll
-  for (int j = 0; j < kMomentsRows; ++j) {
+  for (int j = 0; j < kMomentsRows<T>; ++j) {
     const int p = j * kMomentsLanes<T> + V * lane;
     rows->v[j] = {};
     if (vectors) {
@@ -97,7 +97,7 @@ __device__ __forceinline__ MomentsPartial chunk_moments(const Rows<T>& rows, int
   using C = compute_t<T>;
   using K = order_key_t<C>;
   using A = typename ShuffledKey<C>::type;
-  constexpr int V = kVectorLanes<T>;
+  constexpr int V = kMomentsVector<T>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   K least = kLeastKey<C>, largest = kLargestKey<C>;
   double total = 0.0;
@@ -105,7 +105,7 @@ __device__ __forceinline__ MomentsPartial chunk_moments(const Rows<T>& rows, int
   for (int k = 0; k < V; ++k) {
     C sum = C(0);
 #pragma unroll
-    for (int j = 0; j < kMomentsRows; ++j) {
+    for (int j = 0; j < kMomentsRows<T>; ++j) {
       const C x = widen(rows.v[j].v[k]);
       const K key = order_key(x);
       sum += x;
@@ -129,7 +129,7 @@ __device__ __forceinline__ MomentsPartial chunk_moments(const Rows<T>& rows, int
   for (int k = 0; k < V; ++k) {
     C t1 = C(0), t2 = C(0), t3 = C(0), t4 = C(0);
 #pragma unroll
-    for (int j = 0; j < kMomentsRows; ++j) {
+    for (int j = 0; j < kMomentsRows<T>; ++j) {
       const bool valid = kWhole || j * kMomentsLanes<T> + V * lane + k < size;
       const C x = valid ? widen(rows.v[j].v[k]) : u.pivot;
       const C t = x * u.inverse - u.scaled_pivot, q = t * t;
@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t chunk = local / m.channels, channel = local - chunk * m.channels;
     const int64_t n = channel_elements(m), q = chunk * kMomentsChunk<T>;
     const int size = static_cast<int>(n - q < kMomentsChunk<T> ? n - q : kMomentsChunk<T>);
-    constexpr int V = kVectorLanes<T>;
-    const bool vectors = reinterpret_cast<std::uintptr_t>(m.x) % kVectorBytes == 0 &&
+    constexpr int V = kMomentsVector<T>;
+    const bool vectors = reinterpret_cast<std::uintptr_t>(m.x) % sizeof(Vector<T, V>) == 0 &&
                          (m.inner % V == 0 || (m.outer * m.channels == 1 && size % V == 0));
     Rows<T> rows;
     load_rows<T>(m, channel, q, size, vectors, &rows);

@@ -22,16 +22,18 @@
 
 namespace regkern::quantize {
 
-constexpr int kMomentsRows = 8;
 constexpr int kWarpThreads = 32;
+constexpr int kMomentsBytes = 128;  // of a chunk, for each thread of a warp
 
-// The elements of a thread's 16-byte vector.
+// A thread's neighbours: what it loads at once is of four bytes or more.
 template <typename T>
-constexpr int kVectorLanes = 16 / static_cast<int>(sizeof(T));
+constexpr int kMomentsVector = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
 template <typename T>
-constexpr int kMomentsLanes = kWarpThreads* kVectorLanes<T>;
+constexpr int kMomentsLanes = kWarpThreads* kMomentsVector<T>;
 template <typename T>
-constexpr int kMomentsChunk = kMomentsRows* kMomentsLanes<T>;
+constexpr int kMomentsChunk = kWarpThreads* kMomentsBytes / static_cast<int>(sizeof(T));
+template <typename T>
+constexpr int kMomentsRows = kMomentsChunk<T> / kMomentsLanes<T>;
 
 inline int64_t moments_chunk(Dtype dtype) {
   return dtype == Dtype::float64   ? kMomentsChunk<double>
