@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(HistogramArgs args)
   };
   constexpr int64_t kTile = int64_t{kThreads} * V * kUnroll;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTile;
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x * V;
-       base < args.numel; base += stride) {
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x * V; base < args.numel;
+       base += stride) {
     Vector<T, V> v[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -70,12 +70,13 @@ __global__ void clip_kernel(HistogramArgs args) {
 
 template <typename T, int V>
 void launch_histogram(const HistogramArgs& args, cudaStream_t stream) {
+  // Where each count is an atomic in memory, loads do not matter.
   const int64_t work = ceil_div(args.numel, int64_t{kThreads} * V * kUnroll);
   const auto bytes = static_cast<std::size_t>(args.bins + kOutside) * sizeof(uint32_t);
   if (bytes <= kSharedBytesDefault)
     RK_LAUNCH((histogram_kernel<T, V, true>), grid_blocks(work, 8), kThreads, bytes, stream, args);
   else
-    RK_LAUNCH((histogram_kernel<T, V, false>), grid_blocks(work, 8), kThreads, 0, stream, args);
+    RK_LAUNCH((histogram_kernel<T, 1, false>), grid_blocks(work, 8), kThreads, 0, stream, args);
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ struct HistogramArgs {
   const double* low;
   const double* high;
   int64_t bins;
-  bool magnitude;  // of |x|
-  bool clip;       // count what is below and above in the end bins too
+  bool magnitude;    // of |x|
+  bool clip;         // count what is below and above in the end bins too
   int64_t* counts;   // (bins)
   int64_t* outside;  // (kOutside)
 };

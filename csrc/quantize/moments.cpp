@@ -279,8 +279,8 @@ void item_moments(const MomentsArgs& args, const MomentsItem& m) {
   parallel_for(m.channels, 1 + 4096 / (groups + 1), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       merge_tree(partials.data() + c * groups, groups);
-      write_moments(groups > 0 ? partials[c * groups] : no_elements(), m.first + c,
-                    args.stride, args.range, args.moments);
+      write_moments(groups > 0 ? partials[c * groups] : no_elements(), m.first + c, args.stride,
+                    args.range, args.moments);
     }
   });
 }
@@ -346,8 +346,7 @@ void item_backward(const MomentsBackwardArgs& args, const MomentsItem& m) {
   const T* x = static_cast<const T*>(m.x);
   T* dx = static_cast<T*>(m.dx);
   const Scratch<MomentsCubicAs<C>> cubics(m.channels);
-  for (int64_t c = 0; c < m.channels; ++c)
-    cubics[c] = cubic_as<C>(cubic_of(args, m.first + c, n));
+  for (int64_t c = 0; c < m.channels; ++c) cubics[c] = cubic_as<C>(cubic_of(args, m.first + c, n));
   if (m.inner >= kBlock || m.channels == 1) {
     const int64_t pieces = (m.inner + kPiece - 1) / kPiece;
     const int64_t grain = 1 + kPiece / smaller(m.inner + 1, kPiece);

@@ -12,9 +12,9 @@
 //     variance = m₂,   skewness = m₃ / m₂^{3/2},   kurtosis = m₄ / m₂²
 //
 // A channel's elements, in row-major order, are cut into chunks that stay in the first-level cache,
-// or in the registers of a warp. A chunk finds its extremes and its mean c first, then the sums of
-// t, t², t³ and t⁴ with t = (x − c) / 2ᵏ, where 2ᵏ ≤ max |x − c| < 2ᵏ⁺¹, so that no power leaves
-// the range of the type. Chunks are merged in a binary tree, in double.
+// or in a warp's share of shared memory. A chunk finds its extremes and its mean c first, then the
+// sums of t, t², t³ and t⁴ with t = (x − c) / 2ᵏ, where 2ᵏ ≤ max |x − c| < 2ᵏ⁺¹, so that no power
+// leaves the range of the type. Chunks are merged in a binary tree, in double.
 //
 // The order of every sum is fixed: kMomentsLanes sums over the rows of a chunk, in the type of the
 // arithmetic; then, in double, the lanes of one thread of a warp from the first to the last, and
@@ -23,15 +23,14 @@
 namespace regkern::quantize {
 
 constexpr int kWarpThreads = 32;
-constexpr int kMomentsBytes = 128;  // of a chunk, for each thread of a warp
 
-// A thread's neighbours: what it loads at once is of four bytes or more.
+// A thread's neighbours: a bank of shared memory holds four bytes.
 template <typename T>
 constexpr int kMomentsVector = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
 template <typename T>
-constexpr int kMomentsLanes = kWarpThreads* kMomentsVector<T>;
+constexpr int kMomentsLanes = kWarpThreads * kMomentsVector<T>;
 template <typename T>
-constexpr int kMomentsChunk = kWarpThreads* kMomentsBytes / static_cast<int>(sizeof(T));
+constexpr int kMomentsChunk = sizeof(T) == 8 ? 512 : 1024;
 template <typename T>
 constexpr int kMomentsRows = kMomentsChunk<T> / kMomentsLanes<T>;
 
@@ -125,15 +124,14 @@ REGKERN_HD MomentsUnit<C> unit_of(double sum, double n, C low, C high) {
   k = k < -kMost ? -kMost : k;
   k = k > kMost ? kMost : k;
   const double unit = bit_cast<double>(static_cast<uint64_t>(k + 1023) << 52);
-  const C inverse =
-      static_cast<C>(bit_cast<double>(static_cast<uint64_t>(1023 - k) << 52));
+  const C inverse = static_cast<C>(bit_cast<double>(static_cast<uint64_t>(1023 - k) << 52));
   return {pivot, inverse, pivot * inverse, unit};
 }
 
 // The powers' sums about the pivot, moved to the mean: d = Σ t / n.
 template <typename C>
-REGKERN_HD MomentsPartial chunk_partial(const MomentsUnit<C>& u, double n, double s1, double s2, double s3,
-                                 double s4, double low, double high) {
+REGKERN_HD MomentsPartial chunk_partial(const MomentsUnit<C>& u, double n, double s1, double s2,
+                                        double s3, double s4, double low, double high) {
   if (!(low > -kMomentsInfinity && high < kMomentsInfinity)) {
     const double both = low + high;  // NaN, or one of the infinities; NaN for both of them
     const double mean = both != both ? both : low == -kMomentsInfinity ? low : high;
@@ -176,12 +174,13 @@ REGKERN_HD MomentsPartial merged_moments(const MomentsPartial& a, const MomentsP
 
 // No elements: the mean and all else of 0/0, the range of nothing.
 REGKERN_HD MomentsPartial no_elements() {
-  return {0.0, kMomentsNaN, kMomentsNaN, kMomentsNaN, kMomentsNaN, kMomentsInfinity, -kMomentsInfinity};
+  return {0.0,         kMomentsNaN,      kMomentsNaN,      kMomentsNaN,
+          kMomentsNaN, kMomentsInfinity, -kMomentsInfinity};
 }
 
 // What a channel reports. Equal numbers have no shape: variance, skewness and kurtosis are 0.
-REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t stride, double* range,
-                              double* moments) {
+REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t stride,
+                              double* range, double* moments) {
   const double least = p.low < 0.0 ? -p.low : p.low, largest = p.high < 0.0 ? -p.high : p.high;
   const bool equal = p.low == p.high && p.low > -kMomentsInfinity && p.high < kMomentsInfinity;
   const double variance = equal ? 0.0 : p.m2 / p.n;
@@ -199,7 +198,8 @@ REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t 
 // The gradient of the moments. With z = (x − mean) / s, s = √variance,
 //
 //     ∂ mean / ∂x = 1 / N                 ∂ skewness / ∂x = 3 (z² − 1 − z · skewness) / (N s)
-//     ∂ variance / ∂x = 2 s z / N         ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N s)
+//     ∂ variance / ∂x = 2 s z / N         ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N
+//     s)
 //
 // so that dx is a cubic polynomial of z, with one set of coefficients per channel. Where s = 0 the
 // last three are 0.

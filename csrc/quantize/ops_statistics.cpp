@@ -96,8 +96,7 @@ void run_moments(Dtype dtype, const std::vector<MomentsItem>& items, const Momen
   const auto count = static_cast<int64_t>(items.size());
   if (count == 0 || out.range.size(1) == 0) return;
   // The CPU keeps its partial results for itself.
-  const int64_t partials =
-      kValuesReadable ? 0 : moments_partials(dtype, items.data(), count);
+  const int64_t partials = kValuesReadable ? 0 : moments_partials(dtype, items.data(), count);
   Tensor space = new_tensor(
       out.range, {partials * static_cast<int64_t>(sizeof(MomentsPartial) / sizeof(double))},
       ScalarType::Double);
@@ -130,8 +129,7 @@ void run_backward(Dtype dtype, const std::vector<MomentsItem>& items, const Tens
   if (items.empty()) return;
   int64_t channels = kValuesReadable ? 0 : moments.size(1);
   Tensor space = new_tensor(
-      moments,
-      {channels * static_cast<int64_t>(sizeof(MomentsCubicAs<double>) / sizeof(double))},
+      moments, {channels * static_cast<int64_t>(sizeof(MomentsCubicAs<double>) / sizeof(double))},
       ScalarType::Double);
   backend::moments_backward(
       MomentsBackwardArgs{dtype, items.data(), static_cast<int64_t>(items.size()),
@@ -152,8 +150,8 @@ Tensor moments_backward(const Tensor& x, const Tensor& moments, const Tensor& gr
   Tensor dx = torch::stable::empty_like(in.tensor);
   item.dx = dx.mutable_data_ptr();
   if (x.numel() > 0)
-    run_backward(dtype, {item}, torch::stable::contiguous(moments),
-                 torch::stable::contiguous(grad), OnDevice(x));
+    run_backward(dtype, {item}, torch::stable::contiguous(moments), torch::stable::contiguous(grad),
+                 OnDevice(x));
   return dx;
 }
 
@@ -235,8 +233,8 @@ std::tuple<Tensor, Tensor> histogram(const Tensor& x, const Tensor& low, const T
   Tensor outside = new_tensor(x, {kOutside}, ScalarType::Long);
   backend::histogram(
       HistogramArgs{dtype, in.tensor.const_data_ptr(), x.numel(), const_data<double>(low),
-                    const_data<double>(high), bins, magnitude, clip,
-                    mutable_data<int64_t>(counts), mutable_data<int64_t>(outside)},
+                    const_data<double>(high), bins, magnitude, clip, mutable_data<int64_t>(counts),
+                    mutable_data<int64_t>(outside)},
       OnDevice(x));
   return {counts, outside};
 }

@@ -56,7 +56,7 @@ __device__ __forceinline__ void store(const BlockRangeArgs& args, int64_t block,
 // A team of `lanes` threads of a warp reads one of `slices` shares of a block: pieces of its runs,
 // kVectors vectors a thread.
 template <typename T, int V, typename I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     runs_kernel(BlockRangeArgs args, Blocks b, int lanes, int64_t slices) {
   using C = compute_t<T>;
   const T* x = static_cast<const T*>(args.x);
@@ -136,8 +136,7 @@ __global__ void __launch_bounds__(kThreads)
   const I items = static_cast<I>(b.outer) * down * share * width;
   const I stride = static_cast<I>(gridDim.x) * kThreads;
   const I step = block_rows / share + (block_rows % share != 0);
-  for (I item = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; item < items;
-       item += stride) {
+  for (I item = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; item < items; item += stride) {
     const I rest = item / width, c = (item - rest * width) * V;
     const I unit = rest / share, slice = rest - unit * share;
     const I o = unit / down, from_top = unit - o * down, top = from_top * block_rows;
@@ -202,8 +201,8 @@ void launch_range(const BlockRangeArgs& args, const Blocks& b, cudaStream_t stre
                                  : (b.shared ? b.outer : 1) * b.block_rows *
                                        ceil_div(b.block_cols, int64_t{lanes} * V * kVectors);
     const int64_t columns = b.outer * blocks_down(b) * (b.cols / V);
-    const int64_t wanted = narrow ? ceil_div(wanted_teams(1), columns)
-                                  : ceil_div(wanted_teams(lanes), blocks);
+    const int64_t wanted =
+        narrow ? ceil_div(wanted_teams(1), columns) : ceil_div(wanted_teams(lanes), blocks);
     slices = wanted < parts ? wanted : parts;
   }
   const bool atomic = empty || narrow || slices > 1;
@@ -234,8 +233,8 @@ void block_range(const BlockRangeArgs& args, Context context) {
     const bool vectors = is_aligned(args.x) && b.cols % V == 0 &&
                          (narrow || b.block_cols % V == 0 || blocks_across(b) == 1);
     // Room for the steps of the loops beyond the last element.
-    const bool fits = b.outer * b.rows * b.cols < (int64_t{1} << 30) &&
-                      block_count(b) < (int64_t{1} << 30);
+    const bool fits =
+        b.outer * b.rows * b.cols < (int64_t{1} << 30) && block_count(b) < (int64_t{1} << 30);
     if (vectors && fits)
       launch_range<T, V, uint32_t>(args, b, stream);
     else if (vectors)

@@ -64,8 +64,8 @@ template <typename C>
 REGKERN_HD void finish_range(order_key_t<C> low, order_key_t<C> high, order_key_t<C>* minimum,
                              order_key_t<C>* maximum) {
   const bool nan = low < kLargestKey<C> || high > kLeastKey<C>;
-  constexpr order_key_t<C> kNaN =
-      OrderKey<C>::kInfinity | order_key_t<C>{1} << (sizeof(C) == 4 ? 22 : 51);
+  constexpr order_key_t<C> kNaN = OrderKey<C>::kInfinity | order_key_t<C>{1}
+                                                               << (sizeof(C) == 4 ? 22 : 51);
   *minimum = nan ? kNaN : order_bits(low);
   *maximum = nan ? kNaN : order_bits(high);
 }

@@ -54,9 +54,7 @@ def _fake_histogram(
 
 _block_range = register("block_range", _fake_block_range)
 _moments = register("moments", _fake_moments)
-_moments_backward = register(
-    "moments_backward", lambda x, moments, grad, axis=None: dense_like(x)
-)
+_moments_backward = register("moments_backward", lambda x, moments, grad, axis=None: dense_like(x))
 _moments_list = register("moments_list", _fake_moments_list)
 _moments_list_backward = register(
     "moments_list_backward", lambda xs, moments, grad: [dense_like(x) for x in xs]
@@ -97,7 +95,7 @@ def _cubic_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         return v.reshape([-1 if d == axis % x.dim() else 1 for d in range(x.dim())])
 
     mean, variance, skewness, kurtosis = moments.unbind(0)
-    g_mean, g_variance, g_skewness, g_kurtosis = grad.unbind(0)
+    _, g_variance, g_skewness, g_kurtosis = grad.unbind(0)
     flat = variance == 0
     s = torch.where(flat, 1.0, variance).sqrt()
     u = torch.where(flat, 0.0, 1.0 / s)
@@ -119,14 +117,10 @@ def _cubic_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     # Where the gradient is 0 by definition, so is its derivative.
     alive = torch.where(flat, 0.0, 1.0)
     d_mean = -u * (a1 * s0 + 2.0 * third * s1 + 3.0 * fourth * s2)
-    through_a = (
-        s0 * (-third - fourth * skewness) + s1 * (a1 - direct) + s2 * third + s3 * fourth
-    )
+    through_a = s0 * (-third - fourth * skewness) + s1 * (a1 - direct) + s2 * third + s3 * fourth
     through_z = a1 * s1 + 2.0 * third * s2 + 3.0 * fourth * s3
     d_s = -u * (through_a + through_z) + alive * 2.0 * g_variance * s1 / n
-    d_moments = torch.stack(
-        [d_mean, 0.5 * u * d_s, -fourth * s0 - third * s1, -fourth * s1]
-    )
+    d_moments = torch.stack([d_mean, 0.5 * u * d_s, -fourth * s0 - third * s1, -fourth * s1])
     d_grad = torch.stack(
         [
             s0 / n,
@@ -182,9 +176,7 @@ def _check_axis(op: str, axis: int, x: Tensor) -> int:
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"regkern.{op}: expected `axis` to be an int or None, got {axis!r}")
     if not -x.dim() <= axis < x.dim():
-        raise ValueError(
-            f"regkern.{op}: expected `axis` in [{-x.dim()}, {x.dim()}), got {axis}"
-        )
+        raise ValueError(f"regkern.{op}: expected `axis` in [{-x.dim()}, {x.dim()}), got {axis}")
     return axis % x.dim()
 
 

@@ -20,7 +20,7 @@ def _grouped(x: Tensor, axis: int, size: int, padding: float) -> Tensor:
     """The axis cut into (groups, size); what is missing from the last group is padded."""
     x = x.movedim(axis, -1)
     x = F.pad(x, (0, -x.shape[-1] % size), value=padding)
-    return x.unflatten(-1, (-1, size))
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
 def value_range(
@@ -99,7 +99,7 @@ def histogram(x: Tensor, bins: int, low: float, high: float, clip: bool = False)
 def percentile_range(
     x: Tensor, percentile: float = 99.9, bins: int = 2048, symmetric: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Quantiles of the elements after those of each bin of a histogram are spread evenly over it."""
+    """Quantiles, once the elements of each bin of a histogram are spread evenly over it."""
     if x.numel() == 0:
         return value_range(x)
     q = percentile / 100
