@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(HistogramArgs args)
   }
 }
 
-__global__ void clip_kernel(HistogramArgs args) {
+__global__ void histogram_clip_kernel(HistogramArgs args) {
   args.counts[0] += args.outside[0];
   args.counts[args.bins - 1] += args.outside[1];
 }
@@ -93,7 +93,7 @@ void histogram(const HistogramArgs& args, Context context) {
     else
       launch_histogram<T, 1>(args, stream);
   });
-  if (args.clip) RK_LAUNCH((clip_kernel), 1, 1, 0, stream, args);
+  if (args.clip) RK_LAUNCH((histogram_clip_kernel), 1, 1, 0, stream, args);
 }
 
 }  // namespace regkern::cuda

@@ -147,8 +147,8 @@ __device__ __forceinline__ MomentsPartial chunk_moments(const T* staged, int siz
 // A warp per chunk, which it keeps in shared memory. Neighbouring warps take the same chunk of
 // neighbouring channels: where runs are short, they share their cache lines.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    chunks_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials) {
+__global__ void __launch_bounds__(kThreads, 3)
+    moments_chunks_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials) {
   using Vectors = Vector<T, kLanesOf<T>>;
   constexpr int kStaged = kMomentsChunk<T> / kLanesOf<T>;
   RK_SHARED(Vectors, shared, kWarps * kStaged);
@@ -183,8 +183,8 @@ __device__ __forceinline__ MomentsPartial shuffled_down(const MomentsPartial& p,
 
 // A warp merges kWarpThreads neighbours; the last one of a channel writes what it reports.
 __global__ void __launch_bounds__(kThreads)
-    merge_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials, double* range,
-                 double* moments, int64_t stride) {
+    moments_merge_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials, double* range,
+                         double* moments, int64_t stride) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
   for (int64_t work = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpThreads;
@@ -230,8 +230,8 @@ void pack_moments(const MomentsArgs& args, const MomentsItem* items, int count,
     offset += m.channels * (pack.results[i] > 0 ? groups_of(pack.results[i]) : 0);
   }
   if (pack.work > 0)
-    RK_LAUNCH((chunks_kernel<T>), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32), kThreads,
-              0, stream, pack, partials);
+    RK_LAUNCH((moments_chunks_kernel<T>), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32),
+              kThreads, 0, stream, pack, partials);
   for (bool more = true; more;) {
     more = false;
     pack.work = 0;
@@ -242,8 +242,8 @@ void pack_moments(const MomentsArgs& args, const MomentsItem* items, int count,
       more = more || groups_of(pack.results[i]) > 1;
     }
     if (pack.work == 0) return;
-    RK_LAUNCH((merge_kernel), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32), kThreads, 0,
-              stream, pack, partials, args.range, args.moments, args.stride);
+    RK_LAUNCH((moments_merge_kernel), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32),
+              kThreads, 0, stream, pack, partials, args.range, args.moments, args.stride);
     for (int i = 0; i < count; ++i) {
       if (groups_of(pack.results[i]) > 1) {
         pack.results[i] = groups_of(pack.results[i]);
@@ -258,7 +258,7 @@ void pack_moments(const MomentsArgs& args, const MomentsItem* items, int count,
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
-    cubics_kernel(const __grid_constant__ Pack pack, MomentsBackwardArgs args) {
+    moments_cubics_kernel(const __grid_constant__ Pack pack, MomentsBackwardArgs args) {
   auto* cubics = static_cast<MomentsCubicAs<C>*>(args.cubics);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int which = 0; which < args.count; ++which) {
@@ -274,7 +274,7 @@ constexpr int kUnroll = 4;  // vectors of a thread
 
 template <typename T, int V, typename I>
 __global__ void __launch_bounds__(kThreads)
-    cubic_kernel(const __grid_constant__ Pack pack, const void* coefficients) {
+    moments_cubic_kernel(const __grid_constant__ Pack pack, const void* coefficients) {
   using C = compute_t<T>;
   constexpr int64_t kTile = int64_t{kThreads} * V * kUnroll;
   const auto* cubics = static_cast<const MomentsCubicAs<C>*>(coefficients);
@@ -335,8 +335,8 @@ void launch_cubic(Pack& pack, const MomentsBackwardArgs& args, cudaStream_t stre
     pack.work += ceil_div(m.outer * m.channels * m.inner, kTile);
   }
   if (pack.work > 0)
-    RK_LAUNCH((cubic_kernel<T, V, I>), grid_blocks(pack.work, 16), kThreads, 0, stream, pack,
-              args.cubics);
+    RK_LAUNCH((moments_cubic_kernel<T, V, I>), grid_blocks(pack.work, 16), kThreads, 0, stream,
+              pack, args.cubics);
 }
 
 // `args` of at most kPack items.
@@ -356,8 +356,8 @@ void pack_backward(const MomentsBackwardArgs& args, cudaStream_t stream) {
     vectors = vectors && is_aligned(m.x) && is_aligned(m.dx);
   }
   if (largest == 0) return;
-  RK_LAUNCH((cubics_kernel<compute_t<T>>), grid_blocks(ceil_div(channels, int64_t{kThreads}), 8),
-            kThreads, 0, stream, pack, args);
+  RK_LAUNCH((moments_cubics_kernel<compute_t<T>>),
+            grid_blocks(ceil_div(channels, int64_t{kThreads}), 8), kThreads, 0, stream, pack, args);
   constexpr int V = kLanesOf<T>;
   const bool small = largest < (int64_t{1} << 30);
   if (vectors && small)

@@ -278,8 +278,9 @@ def value_range(
     x = x.detach()
     # A range of blocks of rows and columns needs these two to be the last ones.
     order = None if block is not None else _memory_order(x)
+    # Row-major either way: the raw op would take channels last as it lies.
+    x = x.contiguous() if order is None else x.permute(order)
     if order is not None:
-        x = x.permute(order)
         checked = None if checked is None else order.index(checked)
     sizes, shape = _range_blocks(x, checked, group_size, blocks)
     if x.numel() == 0:
@@ -571,7 +572,8 @@ def percentile_range(
         low, high = minimum.double(), maximum.double()
     counts, outside = _histogram(x, low, high, bins, False, symmetric)
     width = (high - low) / bins
-    cumulative = counts.cumsum(0)
+    # Ranks in double from here on: float32 has none beyond 2²⁴.
+    cumulative = counts.cumsum(0).double()
     q = percentile / 100.0
     upper = _quantile(q, cumulative, low, width)
     lower = -upper if symmetric else _quantile(1.0 - q, cumulative, low, width)
