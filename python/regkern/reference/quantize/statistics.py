@@ -82,7 +82,8 @@ def moments_penalty(
     for w in tensors:
         m = moments(w)
         losses.append((m.skewness - target_skewness) ** 2 + (m.kurtosis - target_kurtosis) ** 2)
-    return torch.stack(losses).mean()
+    double = any(w.dtype == torch.float64 for w in tensors)
+    return torch.stack(losses).mean().to(torch.float64 if double else torch.float32)
 
 
 def histogram(x: Tensor, bins: int, low: float, high: float, clip: bool = False) -> Tensor:
@@ -93,7 +94,7 @@ def histogram(x: Tensor, bins: int, low: float, high: float, clip: bool = False)
     x = x[(x >= low) & (x <= high)]
     scale = bins / (high - low) if high > low else 0.0
     index = ((x - low) * scale).floor().clamp(max=bins - 1).long()
-    return torch.stack([(index == k).sum() for k in range(bins)])
+    return torch.bincount(index, minlength=bins)
 
 
 def percentile_range(
@@ -109,15 +110,12 @@ def percentile_range(
     values = values.abs() if symmetric else values
     low = 0.0 if symmetric else values.min().item()
     high = values.max().item()
-    counts = histogram(values, bins, low, high).tolist()
-    spread = torch.tensor(
-        [
-            low + (high - low) / bins * (k + (i + 0.5) / count)
-            for k, count in enumerate(counts)
-            for i in range(count)
-        ],
-        dtype=torch.float64,
-    )
+    counts = histogram(values, bins, low, high)
+    # Element i of the `count` ones in bin k lies at k + (i + ½) / count.
+    k = torch.arange(bins).repeat_interleave(counts)
+    i = torch.arange(values.numel()) - (counts.cumsum(0) - counts)[k]
+    spread = low + (high - low) / bins * (k + (i.double() + 0.5) / counts[k])
     upper = torch.quantile(spread, q)
     lower = -upper if symmetric else torch.quantile(spread, 1.0 - q)
-    return lower, upper
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return lower.to(dtype), upper.to(dtype)
