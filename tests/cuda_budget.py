@@ -25,6 +25,18 @@ EXCEPTIONS = {
     r"\bmoments_chunks_kernel<": 80,
     # Two times seven numbers in double are merged, one in 32 chunks each.
     r"\bmoments_merge_kernel\(": 80,
+    # Scales from a table: eight elements, their random bits and the place of the next block.
+    r"\bquantize_kernel<float, [^>]*Find\)2>": 80,
+    # Eight doubles and their scales a thread.
+    r"\bquantize_kernel<double": 120,
+    # Four elements in flight, each with x, dy and three results; 64-bit divisions are calls, which
+    # registers have to survive. Two blocks of 256 threads fit.
+    r"\b(row|column)_sums_kernel<": 112,
+    # Distances, minima and places of four blocks at once: they share every load of a centroid.
+    r"\bnearest_kernel<": 80,
+    # Eight weights a thread with gradients and states, 96 bytes and more on their way: three blocks
+    # have enough of them in flight.
+    r"\bstep_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -44,4 +56,17 @@ WIDE_ACCESSES = {
     r"\badjoint_kernel<float, 4, unsigned int>": 1,
     r"\bmoments_cubic_kernel<float, 4, unsigned int>": 4,
     r"\bmoments_cubic_kernel<regkern::bfloat16, 8, unsigned int>": 4,
+    r"\bquantize_kernel<float, [^>]*Kind\)1, [^>]*Find\)0>": 2,
+    r"\bquantize_kernel<float, [^>]*Kind\)0, [^>]*Find\)0>": 2,
+    r"\bquantize_kernel<float, [^>]*Kind\)2, [^>]*Find\)3>": 2,
+    r"\bblock_select_kernel<unsigned int, 4, true, unsigned int>": 1,
+    r"\bblock_select_kernel<unsigned short, 8, false, unsigned int>": 1,
+    r"\bcentroid_select_kernel<unsigned int, 4, unsigned int>": 1,
+    r"\bweight_noise_kernel<float, \(regkern::quantize::Noise\)1>": 1,
+    r"\bweight_noise_kernel<regkern::bfloat16, \(regkern::quantize::Noise\)3>": 1,
+    r"\buniform_noise_kernel<regkern::float16>": 1,
+    r"\bcopy_stochastic_kernel<float, regkern::bfloat16>": 1,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::AdamWRule<false>": 5,
+    r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::quantize::AdamWRule<false>": 3,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::SgdRule<true>": 3,
 }

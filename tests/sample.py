@@ -46,6 +46,9 @@ class Sample:
     # The gradient is straight-through: not the derivative of what is computed, so compared with the
     # definition's gradient alone and not with finite differences.
     straight_through: bool = False
+    # The definition computes in the dtype that the kernels compute in, and is given the tensors as
+    # they are: a step function of a quotient has other values in float64.
+    own_precision: bool = False
 
     @property
     def id(self) -> str:
@@ -54,6 +57,10 @@ class Sample:
     def tensors(self, dtype: torch.dtype = torch.float64, batch: int | None = None) -> list[Tensor]:
         shapes = [s if batch is None else (batch, *s[1:]) for s in self.shapes]
         return [normal(shape, dtype, i) for i, shape in enumerate(shapes)]
+
+    def widened(self, t: Tensor) -> Tensor:
+        """What the definition is given for t."""
+        return t if self.own_precision or t.dtype == torch.uint8 else t.double()
 
     def call(self, *tensors: Tensor) -> Any:
         return self.ours(*tensors, **self.options)

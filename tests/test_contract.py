@@ -98,7 +98,7 @@ def _channels_last(t: Tensor) -> Tensor:
 def test_matches_definition(sample: Sample) -> None:
     for dtype in sample.dtypes:
         tensors = sample.tensors(dtype)
-        expected = sample.reference(*(t if t.dtype == torch.uint8 else t.double() for t in tensors))
+        expected = sample.reference(*(sample.widened(t) for t in tensors))
         actual = sample.call(*tensors)
         assert actual.dtype == dtype
         torch.testing.assert_close(
@@ -149,13 +149,13 @@ def test_gradients(sample: Sample) -> None:
 def test_gradients_match_definition(sample: Sample) -> None:
     for dtype in (torch.float64, torch.float32):
         tensors = [t.requires_grad_() for t in sample.tensors(dtype)]
-        twins = [t.detach().double().requires_grad_() for t in tensors]
+        twins = [sample.widened(t.detach()).clone().requires_grad_() for t in tensors]
         y, z = sample.call(*tensors), sample.reference(*twins)
         g = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         ours = torch.autograd.grad(y, tensors, g.to(y.dtype))
-        theirs = torch.autograd.grad(z, twins, g)
+        theirs = torch.autograd.grad(z, twins, g.to(z.dtype))
         for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-5)
 
 
 @every
@@ -266,7 +266,10 @@ def test_empty_and_single(sample: Sample) -> None:
         assert y.shape == sample.reference(*tensors).shape
         if batch:
             torch.testing.assert_close(
-                y.double(), sample.reference(*(t.double() for t in tensors)), rtol=1e-5, atol=1e-5
+                y.double(),
+                sample.reference(*(sample.widened(t) for t in tensors)).double(),
+                rtol=1e-5,
+                atol=1e-5,
             )
         if sample.differentiable:
             tensors = [t.requires_grad_() for t in tensors]
@@ -283,7 +286,7 @@ def test_nan_and_infinity(sample: Sample) -> None:
         flat = tensors[0].view(-1)
         flat[::7], flat[1::11], flat[2::13] = float("nan"), float("inf"), float("-inf")
         actual = sample.call(*tensors).double()
-        expected = sample.reference(*(t.double() for t in tensors))
+        expected = sample.reference(*(sample.widened(t) for t in tensors))
         assert torch.equal(actual.isnan(), expected.isnan())
         assert torch.equal(actual.isinf(), expected.isinf())
 

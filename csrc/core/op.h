@@ -18,6 +18,7 @@
 
 #include "core/dtype.h"
 #include "core/isa.h"
+#include "core/kernels/bit_transpose.h"
 
 #if defined(REGKERN_EMULATOR)
 #define REGKERN_LIBRARY regkern_emulator
@@ -203,6 +204,16 @@ T* mutable_data(const Tensor& t) {
 template <typename T>
 const T* const_data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
+}
+
+// Packed bits of (batch, rows, cols) as those of (batch, cols, rows).
+inline Tensor transposed_bits(const Tensor& bits, int64_t batch, int64_t rows, int64_t cols,
+                              Context context) {
+  Tensor out = new_tensor(bits, {bits.numel()}, ScalarType::Int);
+  backend::bit_transpose(
+      BitTransposeArgs{const_data<uint32_t>(bits), mutable_data<uint32_t>(out), batch, rows, cols},
+      context);
+  return out;
 }
 
 }  // namespace regkern

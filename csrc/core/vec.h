@@ -149,6 +149,46 @@ inline void philox16(Seed seed, Stream stream, uint64_t first, uint32_t out[4][1
   _mm512_storeu_si512(out[1], c1);
   _mm512_storeu_si512(out[2], c2);
   _mm512_storeu_si512(out[3], c3);
+#elif defined(__AVX2__)
+  // Even and odd counters apart, each in the lower half of a 64-bit lane, where a product takes it
+  // from; what gathers in the upper halves is never read. The plain loop comes out scalar: with
+  // it, copying 10⁷ elements with 16 random bits each takes 15.4 instead of 6.6 ms.
+  const auto low = static_cast<uint32_t>(first);
+  const uint32_t high = static_cast<uint32_t>(first >> 32) | (static_cast<uint32_t>(stream) << 24);
+  const __m256i lows = _mm256_set1_epi32(static_cast<int>(low));
+  const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
+  for (int half = 0; half < 16; half += 8) {
+    const __m256i iota = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i index = _mm256_add_epi32(_mm256_add_epi32(lows, _mm256_set1_epi32(half)), iota);
+    // -1 where the lower word did not wrap around.
+    const __m256i whole = _mm256_cmpeq_epi32(_mm256_max_epu32(index, lows), index);
+    const __m256i upper = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(high + 1u)), whole);
+    const __m256i offset_low = _mm256_set1_epi32(static_cast<int>(seed.offset));
+    const __m256i offset_high = _mm256_set1_epi32(static_cast<int>(seed.offset >> 32));
+    __m256i c0[2] = {index, _mm256_srli_epi64(index, 32)};
+    __m256i c1[2] = {upper, _mm256_srli_epi64(upper, 32)};
+    __m256i c2[2] = {offset_low, offset_low}, c3[2] = {offset_high, offset_high};
+    __m256i k0 = _mm256_set1_epi32(static_cast<int>(seed.key));
+    __m256i k1 = _mm256_set1_epi32(static_cast<int>(seed.key >> 32));
+    for (int round = 0; round < 10; ++round) {
+      for (int odd = 0; odd < 2; ++odd) {
+        const __m256i p0 = _mm256_mul_epu32(c0[odd], m0), p1 = _mm256_mul_epu32(c2[odd], m1);
+        c0[odd] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), _mm256_xor_si256(c1[odd], k0));
+        c2[odd] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), _mm256_xor_si256(c3[odd], k1));
+        c1[odd] = p1;
+        c3[odd] = p0;
+      }
+      k0 = _mm256_add_epi32(k0, _mm256_set1_epi32(static_cast<int>(0x9E3779B9u)));
+      k1 = _mm256_add_epi32(k1, _mm256_set1_epi32(static_cast<int>(0xBB67AE85u)));
+    }
+    const auto merged = [](const __m256i* c) {
+      return _mm256_blend_epi32(c[0], _mm256_slli_epi64(c[1], 32), 0xAA);
+    };
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[0] + half), merged(c0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[1] + half), merged(c1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[2] + half), merged(c2));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[3] + half), merged(c3));
+  }
 #else
 #pragma omp simd
   for (int i = 0; i < 16; ++i) {

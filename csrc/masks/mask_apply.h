@@ -58,16 +58,8 @@ REGKERN_HD I logical_index(const MaskApplyArgs& a, I e) {
   return (u / plane * channels + c) * plane + u % plane;
 }
 
-// Packed (batch, rows, cols) to (batch, cols, rows): a mask between channels-first and -last order.
-struct BitTransposeArgs {
-  const uint32_t* in;
-  uint32_t* out;
-  int64_t batch, rows, cols;
-};
-
 }  // namespace regkern::masks
 
 namespace regkern {
 REGKERN_DECLARE_KERNEL(mask_apply, masks::MaskApplyArgs)
-REGKERN_DECLARE_KERNEL(bit_transpose, masks::BitTransposeArgs)
 }  // namespace regkern

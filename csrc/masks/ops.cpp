@@ -86,15 +86,6 @@ std::tuple<Tensor, Tensor> draw_mask(const MaskOptions& o, const Tensor& seed, C
   return {mask, scale};
 }
 
-Tensor transposed_bits(const Tensor& bits, int64_t batch, int64_t rows, int64_t cols,
-                       Context context) {
-  Tensor out = new_tensor(bits, {bits.numel()}, ScalarType::Int);
-  backend::bit_transpose(
-      BitTransposeArgs{const_data<uint32_t>(bits), mutable_data<uint32_t>(out), batch, rows, cols},
-      context);
-  return out;
-}
-
 // How the elements of a dense tensor map to the bits of a mask of its batch, channels and planes.
 struct Layout {
   int64_t batch, channels, plane;

@@ -197,9 +197,10 @@ REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t 
 
 // The gradient of the moments. With z = (x − mean) / s, s = √variance,
 //
-//     ∂ mean / ∂x = 1 / N                 ∂ skewness / ∂x = 3 (z² − 1 − z · skewness) / (N s)
-//     ∂ variance / ∂x = 2 s z / N         ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N
-//     s)
+//     ∂ mean / ∂x = 1 / N
+//     ∂ variance / ∂x = 2 s z / N
+//     ∂ skewness / ∂x = 3 (z² − 1 − z · skewness) / (N s)
+//     ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N s)
 //
 // so that dx is a cubic polynomial of z, with one set of coefficients per channel. Where s = 0 the
 // last three are 0.

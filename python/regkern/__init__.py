@@ -21,6 +21,15 @@ from regkern.masks import (
     random_erasing_,
     unpack_mask,
 )
+from regkern.quantize import (
+    encode,
+    fake_quantize,
+    round_gradient,
+    round_to,
+    round_to_,
+    stochastic_round,
+    stochastic_round_,
+)
 from regkern.random import make_seed
 from regkern.swap import SwapReport, swap
 
@@ -37,7 +46,9 @@ __all__ = [
     "drop_block",
     "drop_block_",
     "drop_block_mask",
+    "encode",
     "erase_boxes",
+    "fake_quantize",
     "make_seed",
     "mask_apply",
     "mix",
@@ -45,6 +56,11 @@ __all__ = [
     "pack_mask",
     "random_erasing",
     "random_erasing_",
+    "round_gradient",
+    "round_to",
+    "round_to_",
+    "stochastic_round",
+    "stochastic_round_",
     "swap",
     "unpack_mask",
 ]

@@ -7,7 +7,7 @@ transform, and only those, therefore go through an `autograd.Function` over the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -150,17 +150,24 @@ def _track_mutation(op: Op) -> None:
     written = [i for i, a in enumerate(arguments) if a.alias_info is not None]
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if torch.is_grad_enabled() and any(t.requires_grad for a in args for t in _tensors_of(a)):
             raise RuntimeError(
                 f"{op.namespace}::{op.name}: expected no input to require gradients, got one that "
                 "does; the public functions are differentiable"
             )
         for i in written:
-            torch.autograd.graph.increment_version(args[i])
+            torch.autograd.graph.increment_version(args[i])  # a tensor or a list of them
         with torch._C._AutoDispatchBelowAutograd():
             return op.raw.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     _fragment.impl(op.name, kernel, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+def _tensors_of(arg: Any) -> Iterable[Tensor]:
+    """The tensors of an argument: a tensor, or a list of them."""
+    if isinstance(arg, Tensor):
+        return (arg,)
+    return [t for t in arg if isinstance(t, Tensor)] if isinstance(arg, list | tuple) else ()
 
 
 def dense_like(x: Tensor) -> Tensor:

@@ -172,3 +172,63 @@ def kornia_random_erasing() -> Rival:
         return lambda i: random_erasing(i["scale"], i["ratio"], p=i["p"])(i["x"])
 
     return Rival("kornia RandomErasing", "kornia", load, "out of place")
+
+
+# Rounding and fake quantization: inputs `x`, `scale`, `zero_point`.
+
+
+def torchao_bf16() -> Rival:
+    def load() -> Run:
+        rounded = importlib.import_module("torchao.optim.quant_utils")._fp32_to_bf16_sr
+        return lambda i: rounded(i["x"])
+
+    return Rival("torchao _fp32_to_bf16_sr", "torchao", load)
+
+
+def torchao_mx(kind: str) -> Rival:
+    """To MX and back."""
+
+    def load() -> Run:
+        mx = importlib.import_module("torchao.prototype.mx_formats.mx_tensor")
+        element = getattr(torch, kind, kind)
+
+        def run(i: Inputs) -> Any:
+            scale, data = mx.to_mx(i["x"].detach(), element, 32)
+            return mx.to_dtype(data, scale, element, 32, i["x"].dtype)
+
+        return run
+
+    return Rival("torchao to_mx, to_dtype", "torchao", load)
+
+
+def torchao_int4_groups() -> Rival:
+    def load() -> Run:
+        qat = importlib.import_module("torchao.quantization.qat")
+        int4: Any = getattr(torch, "int4")  # noqa: B009  (torch does not declare it)
+        config = qat.IntxFakeQuantizeConfig(int4, group_size=40)
+        quantizer = qat.fake_quantizer.IntxFakeQuantizer(config)
+        return lambda i: quantizer(i["x"])
+
+    return Rival("torchao IntxFakeQuantizer", "torchao", load)
+
+
+def qtorch_float(exponent: int, mantissa: int) -> Rival:
+    def load() -> Run:
+        quant = importlib.import_module("qtorch.quant")
+        return lambda i: quant.float_quantize(i["x"], exponent, mantissa, "stochastic")
+
+    return Rival("QPyTorch float_quantize", "qtorch", load, "no seed, no infinity, no NaN")
+
+
+def aten_fake_quantize(learnable: bool = False) -> Rival:
+    def load() -> Run:
+        if learnable:
+            return lambda i: torch._fake_quantize_learnable_per_tensor_affine(
+                i["x"], i["scale"], i["zero_point"], -128, 127, 1.0
+            )
+        return lambda i: torch.fake_quantize_per_tensor_affine(
+            i["x"], i["scale"].detach(), i["zero_point"].detach().int(), -128, 127
+        )
+
+    name = "_fake_quantize_learnable_per_tensor" if learnable else "fake_quantize_per_tensor_affine"
+    return Rival(f"ATen {name}", "torch", load)

@@ -82,7 +82,7 @@ def _fake_drop_block(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]
 
 
 _mask = register("drop_block_mask", _fake_mask)
-_apply = register(
+mask_apply_op = register(
     "mask_apply",
     lambda x, mask, scale, ndim, per="channel", active=None: dense_like(x),
 )
@@ -98,10 +98,10 @@ def _setup_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_apply(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     # y = x ⊙ M · scale is its own transpose.
     mask, scale, active = ctx.saved_tensors
-    return _apply(g, mask, scale, ctx.ndim, ctx.per, active), None, None, None, None, None
+    return mask_apply_op(g, mask, scale, ctx.ndim, ctx.per, active), None, None, None, None, None
 
 
-_apply.differentiable(_setup_apply, _backward_apply)
+mask_apply_op.differentiable(_setup_apply, _backward_apply)
 
 
 def _save(
@@ -132,10 +132,10 @@ def _gradients(
         mask, scale = first, second
     active = active if ctx.relu else None
     ndim = len(block_size)
-    dx = _apply(g, mask, scale, ndim, per, active) if needs_x else None
+    dx = mask_apply_op(g, mask, scale, ndim, per, active) if needs_x else None
     if not needs_residual:
         return dx, None
-    dr = g if active is None else _apply(g, active, torch.ones_like(scale[:1]), ndim)
+    dr = g if active is None else mask_apply_op(g, active, torch.ones_like(scale[:1]), ndim)
     return dx, dr
 
 
@@ -488,7 +488,7 @@ def mask_apply(
     op = "mask_apply"
     checks.floating(op, "x", x)
     checks.one_of(op, "per", per, _PERS)
-    y: Tensor = _apply(x, mask, scale, x.dim() - 2 if ndim is None else ndim, per)
+    y: Tensor = mask_apply_op(x, mask, scale, x.dim() - 2 if ndim is None else ndim, per)
     return y
 
 

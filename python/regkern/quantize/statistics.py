@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import dense_like, register
+from regkern.quantize.granularity import blocks_of
 
 # ---- raw ops: fake kernels and autograd ----
 
@@ -181,28 +182,16 @@ def _check_axis(op: str, axis: int, x: Tensor) -> int:
 
 
 def _range_blocks(
-    x: Tensor, axis: int | None, group_size: int | None, block: tuple[int, int] | None
-) -> tuple[list[int], list[int]]:
-    """The blocks of a row-major tensor (csrc/quantize/blocks.h) and the shape of the result."""
-    shape = list(x.shape)
+    op: str, x: Tensor, axis: int | None, group_size: int | None, block: tuple[int, int] | None
+) -> tuple[list[int], tuple[int, ...]]:
+    """The blocks of a row-major tensor and the shape of the result."""
     if block is not None:
-        rows, cols = shape[-2:]
-        r, c = block
-        outer = math.prod(shape[:-2])
-        result = [*shape[:-2], (rows + r - 1) // r, (cols + c - 1) // c]
-        return [outer, rows, cols, r, c, 0], result
+        return blocks_of(op, x, "block", block_size=block)
     if axis is None:
-        return [1, 1, x.numel(), 1, max(x.numel(), 1), 0], []
-    before, n, after = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-    last = axis == x.dim() - 1
+        return blocks_of(op, x, "tensor")
     if group_size is not None:
-        result = [*shape[:axis], (n + group_size - 1) // group_size, *shape[axis + 1 :]]
-        if last:
-            return [1, before, n, 1, group_size, 0], result
-        return [before, n, after, group_size, 1, 0], result
-    if last:
-        return [1, before, n, max(before, 1), 1, 0], [n]
-    return [before, n, after, 1, max(after, 1), 1], [n]
+        return blocks_of(op, x, "group", axis, group_size)
+    return blocks_of(op, x, "channel", axis)
 
 
 def _check_range(
@@ -282,7 +271,7 @@ def value_range(
     x = x.contiguous() if order is None else x.permute(order)
     if order is not None:
         checked = None if checked is None else order.index(checked)
-    sizes, shape = _range_blocks(x, checked, group_size, blocks)
+    sizes, shape = _range_blocks(op, x, checked, group_size, blocks)
     if x.numel() == 0:
         dtype = _statistic_dtype(x)
         return x.new_full(shape, math.inf, dtype=dtype), x.new_full(shape, -math.inf, dtype=dtype)

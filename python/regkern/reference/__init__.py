@@ -15,6 +15,7 @@ from regkern.reference.masks import (
     mixup,
     random_erasing,
 )
+from regkern.reference.quantize.rounding import fake_quantize, round_to
 
 __all__ = [
     "cutmix",
@@ -23,8 +24,10 @@ __all__ = [
     "drop_block",
     "drop_block_mask",
     "erase_boxes",
+    "fake_quantize",
     "mask_apply",
     "mix",
     "mixup",
     "random_erasing",
+    "round_to",
 ]

@@ -1,0 +1,309 @@
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/op.h"
+#include "quantize/copy_stochastic.h"
+#include "quantize/stochastic_step.h"
+
+// Ops over lists of tensors: the parameters of a network in one call.
+
+namespace regkern::quantize {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+std::string item(const char* name, size_t i) {
+  return std::string("`") + name + "[" + std::to_string(i) + "]`";
+}
+
+bool same_place(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
+// The checks of a list against another, without a text for each of the many that hold.
+void check_like(const Checks& check, const Tensors& list, const char* name, const Tensors& like,
+                const char* like_name) {
+  if (list.size() != like.size())
+    check.that(false,
+               std::string("`") + name + "` of as many tensors as `" + like_name + "`, " +
+                   std::to_string(like.size()),
+               std::to_string(list.size()));
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (!same_place(list[i], like[0]))
+      check.that(false, item(name, i) + " on " + device_name(like[0]), device_name(list[i]));
+    if (!same_shape(list[i], like[i]))
+      check.that(false, item(name, i) + " of shape " + sizes_name(like[i]), sizes_name(list[i]));
+  }
+}
+
+int64_t check_first(const Checks& check, int64_t first) {
+  check.that(first >= 0 && first % kListAlign == 0, "`first` to be a multiple of 128, at least 0",
+             std::to_string(first));
+  return first;
+}
+
+// Row-major memory for what is written; what lies elsewhere is copied there and back.
+class Written {
+ public:
+  void* row_major(const Tensor& t, bool read) {
+    if (t.is_contiguous()) return t.mutable_data_ptr();
+    Tensor copy = read ? torch::stable::contiguous(t) : fresh(t);
+    pairs_.push_back({t, copy});
+    return copy.mutable_data_ptr();
+  }
+  void copy_back() {
+    for (auto& [target, copy] : pairs_) torch::stable::copy_(target, copy);
+  }
+
+ private:
+  static Tensor fresh(const Tensor& t) {
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
+    return new_tensor(t, sizes, t.scalar_type());
+  }
+  std::vector<std::pair<Tensor, Tensor>> pairs_;
+};
+
+// Row-major memory of what is only read, kept as long as this.
+class Read {
+ public:
+  const void* row_major(const Tensor& t) {
+    if (t.is_contiguous()) return t.const_data_ptr();
+    copies_.push_back(torch::stable::contiguous(t));
+    return copies_.back().const_data_ptr();
+  }
+
+ private:
+  Tensors copies_;
+};
+
+// ---- copy_stochastic_ ----
+
+void copy_stochastic_(Tensors dst, Tensors src, Tensor seed, int64_t first) {
+  const Checks check("copy_stochastic_");
+  check_first(check, first);
+  check_like(check, src, "src", dst, "dst");
+  if (dst.empty()) return;
+  check_like(check, dst, "dst", dst, "dst");
+  check.seed(seed, dst[0]);
+  for (size_t i = 0; i < dst.size(); ++i) {
+    const Dtype from = check.floating(src[i], "src"), to = check.floating(dst[i], "dst");
+    if (to != Dtype::bfloat16 && to != Dtype::float16 && to != from)
+      check.that(false, item("dst", i) + " of dtype bfloat16, float16 or that of `src`", "another");
+  }
+
+  // Rows of one pair of dtypes, source and destination, go to the kernel together.
+  constexpr int kDtypes = 4;
+  std::vector<CopyRow> rows[kDtypes][kDtypes];
+  Written written;
+  Read read;
+  for (size_t i = 0; i < dst.size(); ++i) {
+    const int64_t numel = dst[i].numel();
+    const Dtype from = check.floating(src[i], "src"), to = check.floating(dst[i], "dst");
+    if (from == to) {
+      torch::stable::copy_(dst[i], src[i]);
+    } else if (numel > 0) {
+      rows[static_cast<int>(from)][static_cast<int>(to)].push_back(
+          {written.row_major(dst[i], false), read.row_major(src[i]), numel, first});
+    }
+    first += list_span(numel);
+  }
+  const OnDevice device(dst[0]);
+  for (int from = 0; from < kDtypes; ++from)
+    for (int to = 0; to < kDtypes; ++to) {
+      const std::vector<CopyRow>& some = rows[from][to];
+      if (some.empty()) continue;
+      backend::copy_stochastic(
+          CopyStochasticArgs{static_cast<Dtype>(from), static_cast<Dtype>(to), some.data(),
+                             static_cast<int64_t>(some.size()), const_data<int64_t>(seed)},
+          device);
+    }
+  written.copy_back();
+}
+
+// ---- optimizer steps ----
+
+Dtype check_dtypes(const Checks& check, const Tensors& list, const char* name) {
+  for (size_t i = 1; i < list.size(); ++i)
+    if (list[i].scalar_type() != list[0].scalar_type())
+      check.that(false, item(name, i) + " of the dtype of " + item(name, 0), "another");
+  return check.floating(list[0], name);
+}
+
+LearningRate check_rate(const Checks& check, double value, const MaybeTensor& tensor,
+                        const Tensor& like) {
+  if (!tensor.has_value()) return {value, nullptr};
+  check.same_device(*tensor, "lr_tensor", like);
+  check.dtype(*tensor, "lr_tensor", ScalarType::Double, "float64");
+  check.that(tensor->numel() == 1, "`lr_tensor` of one element", sizes_name(*tensor));
+  return {value, const_data<double>(*tensor)};
+}
+
+// The arguments of a step, checked, and their memory for as long as it runs.
+class Step {
+ public:
+  Step(const Checks& check, const Tensors& params, const Tensors& grads,
+       std::initializer_list<std::pair<const Tensors*, const char*>> states) {
+    check_like(check, grads, "grads", params, "params");
+    check_like(check, params, "params", params, "params");
+    for (const auto& [list, name] : states) check_like(check, *list, name, params, "params");
+    param = check_dtypes(check, params, "params");
+    grad = check_dtypes(check, grads, "grads");
+    check.that(param != Dtype::float64, "`params` of dtype bfloat16, float16 or float32",
+               "float64");
+    check.that(grad == param || grad == Dtype::float32,
+               "`grads` of the dtype of `params`, or float32", "another");
+    for (const auto& [list, name] : states) {
+      const Dtype dtype = check_dtypes(check, *list, name);
+      check.that((dtype == Dtype::float32 || dtype == Dtype::bfloat16) &&
+                     (list == states.begin()->first || dtype == state),
+                 std::string("`") + name + "` of dtype float32 or bfloat16, as all states",
+                 "another");
+      state = dtype;
+    }
+    states_.assign(states.begin(), states.end());
+  }
+
+  // After all checks.
+  void lay_out(const Tensors& params, const Tensors& grads, int64_t first) {
+    for (size_t i = 0; i < params.size(); ++i) {
+      StepRow row{};
+      row.param = written_.row_major(params[i], true);
+      row.grad = read_.row_major(grads[i]);
+      for (size_t k = 0; k < states_.size(); ++k)
+        row.states[k] = written_.row_major((*states_[k].first)[i], true);
+      row.numel = params[i].numel();
+      row.first = first;
+      rows.push_back(row);
+      first += list_span(row.numel);
+    }
+  }
+
+  void finish() { written_.copy_back(); }
+
+  Dtype param, grad, state = Dtype::float32;
+  std::vector<StepRow> rows;
+
+ private:
+  std::vector<std::pair<const Tensors*, const char*>> states_;
+  Written written_;
+  Read read_;
+};
+
+void adamw_stochastic_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
+                       Tensors max_exp_avg_sqs, Tensors steps, Tensor seed, double lr, double beta1,
+                       double beta2, double eps, double weight_decay, bool maximize,
+                       MaybeTensor lr_tensor, int64_t first) {
+  const Checks check("adamw_stochastic_");
+  check_first(check, first);
+  if (params.empty()) return;
+  const bool amsgrad = !max_exp_avg_sqs.empty();
+  Step step = amsgrad ? Step(check, params, grads,
+                             {{&exp_avgs, "exp_avgs"},
+                              {&exp_avg_sqs, "exp_avg_sqs"},
+                              {&max_exp_avg_sqs, "max_exp_avg_sqs"}})
+                      : Step(check, params, grads,
+                             {{&exp_avgs, "exp_avgs"}, {&exp_avg_sqs, "exp_avg_sqs"}});
+  check.that(steps.size() == params.size(), "a tensor in `steps` for each of `params`",
+             std::to_string(steps.size()));
+  std::vector<float*> counters;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (!same_place(steps[i], params[0]) || steps[i].scalar_type() != ScalarType::Float ||
+        steps[i].numel() != 1)
+      check.that(false, item("steps", i) + " to be one float32 number on " + device_name(params[0]),
+                 sizes_name(steps[i]) + " on " + device_name(steps[i]));
+    counters.push_back(mutable_data<float>(steps[i]));
+  }
+  check.seed(seed, params[0]);
+  check.that(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0,
+             "`beta1` and `beta2` in [0, 1)",
+             std::to_string(beta1) + " and " + std::to_string(beta2));
+
+  AdamWArgs args{};
+  args.rate = check_rate(check, lr, lr_tensor, params[0]);
+  step.lay_out(params, grads, first);
+  args.param = step.param;
+  args.grad = step.grad;
+  args.state = step.state;
+  args.rows = step.rows.data();
+  args.count = static_cast<int64_t>(step.rows.size());
+  args.steps = counters.data();
+  Tensor scalars = new_tensor(params[0], {args.count, 4}, ScalarType::Float);
+  args.scalars = mutable_data<AdamWScalars>(scalars);
+  args.seed = const_data<int64_t>(seed);
+  args.beta1 = beta1;
+  args.beta2 = beta2;
+  args.eps = eps;
+  args.weight_decay = weight_decay;
+  args.maximize = maximize;
+  args.amsgrad = amsgrad;
+  backend::adamw_stochastic(args, OnDevice(params[0]));
+  step.finish();
+}
+
+void sgd_stochastic_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensor seed,
+                     double lr, double momentum, double dampening, double weight_decay,
+                     bool nesterov, bool maximize, bool fresh, MaybeTensor lr_tensor,
+                     int64_t first) {
+  const Checks check("sgd_stochastic_");
+  check_first(check, first);
+  if (params.empty()) return;
+  const bool has_momentum = !momentum_buffers.empty();
+  Step step = has_momentum ? Step(check, params, grads, {{&momentum_buffers, "momentum_buffers"}})
+                           : Step(check, params, grads, {});
+  check.that(has_momentum || momentum == 0.0, "`momentum_buffers` with a momentum", "none");
+  check.seed(seed, params[0]);
+
+  SgdArgs args{};
+  args.rate = check_rate(check, lr, lr_tensor, params[0]);
+  step.lay_out(params, grads, first);
+  args.param = step.param;
+  args.grad = step.grad;
+  args.state = step.state;
+  args.rows = step.rows.data();
+  args.count = static_cast<int64_t>(step.rows.size());
+  args.seed = const_data<int64_t>(seed);
+  args.momentum = momentum;
+  args.dampening = dampening;
+  args.weight_decay = weight_decay;
+  args.has_momentum = has_momentum;
+  args.nesterov = nesterov;
+  args.maximize = maximize;
+  args.fresh = fresh;
+  backend::sgd_stochastic(args, OnDevice(params[0]));
+  step.finish();
+}
+
+}  // namespace
+
+#if !defined(REGKERN_CUDA)
+STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
+  m.def("copy_stochastic_(Tensor(a!)[] dst, Tensor[] src, Tensor seed, int first=0) -> ()");
+  m.def(
+      "adamw_stochastic_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor seed, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay, bool maximize=False, "
+      "Tensor? lr_tensor=None, int first=0) -> ()");
+  m.def(
+      "sgd_stochastic_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+      "Tensor seed, float lr, float momentum, float dampening, float weight_decay, "
+      "bool nesterov=False, bool maximize=False, bool fresh=False, Tensor? lr_tensor=None, "
+      "int first=0) -> ()");
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
+  m.impl("copy_stochastic_", TORCH_BOX(&copy_stochastic_));
+  m.impl("adamw_stochastic_", TORCH_BOX(&adamw_stochastic_));
+  m.impl("sgd_stochastic_", TORCH_BOX(&sgd_stochastic_));
+}
+
+}  // namespace regkern::quantize
