@@ -17,6 +17,14 @@ EXCEPTIONS = {
     r"\bmix_params_kernel\(": 96,
     # Noise, residual and ReLU on 64-bit indices: tensors of 2³¹ elements and more alone.
     r"\bmask_apply_kernel<[^>]*true, long>": 80,
+    # Tensors of 2³⁰ elements and more alone: 64-bit divisions for blocks, rows and runs.
+    r"\brange_runs_kernel<[^>]*, long>": 96,
+    r"\bmoments_cubic_kernel<[^>]*, long>": 80,
+    # Five sums over a warp in double; the chunk is in shared memory, and three blocks a
+    # multiprocessor have 96 KiB of loads in flight.
+    r"\bmoments_chunks_kernel<": 80,
+    # Two times seven numbers in double are merged, one in 32 chunks each.
+    r"\bmoments_merge_kernel\(": 80,
     # Scales from a table: eight elements, their random bits and the place of the next block.
     r"\bquantize_kernel<float, [^>]*Find\)2>": 80,
     # Eight doubles and their scales a thread.
@@ -46,6 +54,8 @@ WIDE_ACCESSES = {
     r"\bmix_kernel<float, 4, true, unsigned int>": 2,
     r"\bmix_kernel<regkern::bfloat16, 8, true, unsigned int>": 2,
     r"\badjoint_kernel<float, 4, unsigned int>": 1,
+    r"\bmoments_cubic_kernel<float, 4, unsigned int>": 4,
+    r"\bmoments_cubic_kernel<regkern::bfloat16, 8, unsigned int>": 4,
     r"\bquantize_kernel<float, [^>]*Kind\)1, [^>]*Find\)0>": 2,
     r"\bquantize_kernel<float, [^>]*Kind\)0, [^>]*Find\)0>": 2,
     r"\bquantize_kernel<float, [^>]*Kind\)2, [^>]*Find\)3>": 2,

@@ -63,19 +63,20 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(HistogramArgs args)
   }
 }
 
-__global__ void clip_kernel(HistogramArgs args) {
+__global__ void histogram_clip_kernel(HistogramArgs args) {
   args.counts[0] += args.outside[0];
   args.counts[args.bins - 1] += args.outside[1];
 }
 
 template <typename T, int V>
 void launch_histogram(const HistogramArgs& args, cudaStream_t stream) {
+  // Where each count is an atomic in memory, loads do not matter.
   const int64_t work = ceil_div(args.numel, int64_t{kThreads} * V * kUnroll);
   const auto bytes = static_cast<std::size_t>(args.bins + kOutside) * sizeof(uint32_t);
   if (bytes <= kSharedBytesDefault)
     RK_LAUNCH((histogram_kernel<T, V, true>), grid_blocks(work, 8), kThreads, bytes, stream, args);
   else
-    RK_LAUNCH((histogram_kernel<T, V, false>), grid_blocks(work, 8), kThreads, 0, stream, args);
+    RK_LAUNCH((histogram_kernel<T, 1, false>), grid_blocks(work, 8), kThreads, 0, stream, args);
 }
 
 }  // namespace
@@ -92,7 +93,7 @@ void histogram(const HistogramArgs& args, Context context) {
     else
       launch_histogram<T, 1>(args, stream);
   });
-  if (args.clip) RK_LAUNCH((clip_kernel), 1, 1, 0, stream, args);
+  if (args.clip) RK_LAUNCH((histogram_clip_kernel), 1, 1, 0, stream, args);
 }
 
 }  // namespace regkern::cuda

@@ -32,26 +32,26 @@ struct HistogramArgs {
 };
 
 struct Bins {
-  double low, high, scale;
-  int32_t bins;
-  bool valid;
+  double low, high, scale, count;
 };
 
 REGKERN_HD Bins load_bins(const HistogramArgs& args) {
   const double low = *args.low, high = *args.high, width = high - low;
-  const bool valid = width >= 0.0 && width < __builtin_inf();
-  const double scale = width > 0.0 ? static_cast<double>(args.bins) / width : 0.0;
-  return {low, high, scale, static_cast<int32_t>(args.bins), valid};
+  const double count = static_cast<double>(args.bins);
+  // Nothing is inside of, below or above NaN.
+  if (!(width >= 0.0 && width < __builtin_inf()))
+    return {__builtin_nan(""), __builtin_nan(""), 0.0, count};
+  return {low, high, width > 0.0 ? count / width : 0.0, count};
 }
 
-// The bin of x; `bins` and the two after it for what is outside.
+// The bin of x; `bins` and the two after it for what is outside. In double to the end, which
+// vectorises; a conversion of what does not fit an int32 would be undefined.
 REGKERN_HD int32_t slot_of(const Bins& b, double x) {
-  // Compared first: a conversion of what does not fit is undefined.
-  const double t = (x - b.low) * b.scale, last = static_cast<double>(b.bins - 1);
-  const bool inside = x >= b.low && x <= b.high && b.valid;
-  const double place = inside ? (t < last ? t : last) : 0.0;
-  const int32_t other = x < b.low && b.valid ? 0 : x > b.high && b.valid ? 1 : 2;
-  return inside ? static_cast<int32_t>(place) : b.bins + other;
+  const double t = (x - b.low) * b.scale;
+  const double inside = t < b.count - 1.0 ? t : b.count - 1.0;
+  const double below = x < b.low ? b.count : b.count + 2.0;
+  const double outside = x > b.high ? b.count + 1.0 : below;
+  return static_cast<int32_t>((x >= b.low) & (x <= b.high) ? inside : outside);
 }
 
 }  // namespace regkern::quantize

@@ -31,49 +31,44 @@ __device__ __forceinline__ int item_of(const Pack& pack, int64_t work) {
 
 // ---- chunks ----
 
-// Elements of a channel from q on, as rows of kLanes. Whatever lies beyond `size` is zero.
+// Brings the elements [q, q + size) of a channel side by side.
 template <typename T>
-struct Rows {
-  static constexpr int V = kVectorLanes<T>;
-  Vector<T, V> v[kMomentsRows];
-};
-
-template <typename T>
-__device__ __forceinline__ void load_rows(const MomentsItem& m, int64_t channel, int64_t q,
-                                          int size, bool vectors, Rows<T>* rows) {
-  constexpr int V = kVectorLanes<T>;
+__device__ __forceinline__ void stage_chunk(const MomentsItem& m, int64_t channel, int64_t q,
+                                            int size, T* staged) {
+  constexpr int V = kLanesOf<T>;
+  constexpr int64_t kSmall = int64_t{1} << 30;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
-  const T* x = static_cast<const T*>(m.x);
   const int64_t o = q / m.inner, i = q - o * m.inner;
-  const T* run = x + (o * m.channels + channel) * m.inner;
-  // From one run to the next; only the first of two can be longer than a chunk.
-  const int64_t skip = (m.channels - 1) * m.inner;
+  const T* run = static_cast<const T*>(m.x) + (o * m.channels + channel) * m.inner;
   const bool one = i + size <= m.inner;
-  const auto inner = static_cast<uint32_t>(m.inner < (int64_t{1} << 30) ? m.inner : 1);
+  if (one && reinterpret_cast<std::uintptr_t>(run + i) % kVectorBytes == 0) {
+    constexpr int kVectors = kMomentsChunk<T> / (kWarpThreads * V);
+    Vector<T, V> v[kVectors];
 #pragma unroll
-  for (int j = 0; j < kMomentsRows; ++j) {
-    const int p = j * kMomentsLanes<T> + V * lane;
-    rows->v[j] = {};
-    if (vectors) {
-      if (p >= size) continue;
-      int64_t at = i + p;
-      if (!one)
-        at += skip * (m.inner < (int64_t{1} << 30)
-                          ? static_cast<int64_t>(static_cast<uint32_t>(at) / inner)
-                          : static_cast<int64_t>(at >= m.inner));
-      rows->v[j] = load_vector<T, V>(run + at);
-      continue;
+    for (int u = 0; u < kVectors; ++u) {
+      const int p = (u * kWarpThreads + lane) * V;
+      if (p + V <= size) v[u] = load_vector<T, V>(run + i + p);
     }
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      if (p + k >= size) continue;
-      int64_t at = i + p + k;
-      if (!one)
-        at += skip * (m.inner < (int64_t{1} << 30)
-                          ? static_cast<int64_t>(static_cast<uint32_t>(at) / inner)
-                          : static_cast<int64_t>(at >= m.inner));
-      rows->v[j].v[k] = run[at];
+    for (int u = 0; u < kVectors; ++u) {
+      const int p = (u * kWarpThreads + lane) * V;
+      if (p + V <= size) *reinterpret_cast<Vector<T, V>*>(staged + p) = v[u];
     }
+    const int rest = size / V * V + lane;
+    if (rest < size) staged[rest] = run[i + rest];
+    return;
+  }
+  // A run that is longer than a chunk ends once in it at most.
+  const int64_t skip = (m.channels - 1) * m.inner;
+  const auto inner = static_cast<uint32_t>(m.inner < kSmall ? m.inner : kSmall);
+#pragma unroll 4
+  for (int p = lane; p < size; p += kWarpThreads) {
+    const int64_t at = i + p;
+    int64_t runs = 0;
+    if (!one)
+      runs = m.inner < kSmall ? static_cast<int64_t>(static_cast<uint32_t>(at) / inner)
+                              : static_cast<int64_t>(at >= m.inner);
+    staged[p] = run[at + runs * skip];
   }
 }
 
@@ -93,28 +88,30 @@ struct ShuffledKey<double> {
 };
 
 template <typename T, bool kWhole>
-__device__ __forceinline__ MomentsPartial chunk_moments(const Rows<T>& rows, int size) {
+__device__ __forceinline__ MomentsPartial chunk_moments(const T* staged, int size) {
   using C = compute_t<T>;
   using K = order_key_t<C>;
   using A = typename ShuffledKey<C>::type;
-  constexpr int V = kVectorLanes<T>;
+  constexpr int V = kMomentsVector<T>, L = kMomentsLanes<T>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
+  const int rows = kWhole ? kMomentsRows<T> : (size + L - 1) / L;
   K least = kLeastKey<C>, largest = kLargestKey<C>;
-  double total = 0.0;
+  C sum[V] = {};
+#pragma unroll 4
+  for (int j = 0; j < rows; ++j) {
 #pragma unroll
-  for (int k = 0; k < V; ++k) {
-    C sum = C(0);
-#pragma unroll
-    for (int j = 0; j < kMomentsRows; ++j) {
-      const C x = widen(rows.v[j].v[k]);
+    for (int k = 0; k < V; ++k) {
+      const int p = j * L + V * lane + k;
+      if (!kWhole && p >= size) continue;
+      const C x = widen(staged[p]);
       const K key = order_key(x);
-      sum += x;
-      const bool valid = kWhole || j * kMomentsLanes<T> + V * lane + k < size;
-      least = valid && key < least ? key : least;
-      largest = valid && key > largest ? key : largest;
+      sum[k] += x;
+      least = key < least ? key : least;
+      largest = key > largest ? key : largest;
     }
-    total = k == 0 ? static_cast<double>(sum) : total + static_cast<double>(sum);
   }
+  double total = static_cast<double>(sum[0]);
+  for (int k = 1; k < V; ++k) total += static_cast<double>(sum[k]);
   for (int half = kWarpThreads / 2; half > 0; half /= 2) {
     const K low = __shfl_xor_sync(kWholeWarp, static_cast<A>(least), half);
     const K high = __shfl_xor_sync(kWholeWarp, static_cast<A>(largest), half);
@@ -124,34 +121,38 @@ __device__ __forceinline__ MomentsPartial chunk_moments(const Rows<T>& rows, int
   finish_range<C>(least, largest, &least, &largest);
   const C low = bit_cast<C>(least), high = bit_cast<C>(largest);
   const MomentsUnit<C> u = unit_of<C>(butterfly(total), static_cast<double>(size), low, high);
-  double s1 = 0.0, s2 = 0.0, s3 = 0.0, s4 = 0.0;
+  C t1[V] = {}, t2[V] = {}, t3[V] = {}, t4[V] = {};
+#pragma unroll 4
+  for (int j = 0; j < rows; ++j) {
 #pragma unroll
-  for (int k = 0; k < V; ++k) {
-    C t1 = C(0), t2 = C(0), t3 = C(0), t4 = C(0);
-#pragma unroll
-    for (int j = 0; j < kMomentsRows; ++j) {
-      const bool valid = kWhole || j * kMomentsLanes<T> + V * lane + k < size;
-      const C x = valid ? widen(rows.v[j].v[k]) : u.pivot;
-      const C t = x * u.inverse - u.scaled_pivot, q = t * t;
-      t1 += t;
-      t2 += q;
-      t3 += q * t;
-      t4 += q * q;
+    for (int k = 0; k < V; ++k) {
+      const int p = j * L + V * lane + k;
+      if (!kWhole && p >= size) continue;
+      const C t = widen(staged[p]) * u.inverse - u.scaled_pivot, q = t * t;
+      t1[k] += t;
+      t2[k] += q;
+      t3[k] += q * t;
+      t4[k] += q * q;
     }
-    s1 = k == 0 ? static_cast<double>(t1) : s1 + static_cast<double>(t1);
-    s2 = k == 0 ? static_cast<double>(t2) : s2 + static_cast<double>(t2);
-    s3 = k == 0 ? static_cast<double>(t3) : s3 + static_cast<double>(t3);
-    s4 = k == 0 ? static_cast<double>(t4) : s4 + static_cast<double>(t4);
   }
-  return chunk_partial(u, static_cast<double>(size), butterfly(s1), butterfly(s2), butterfly(s3),
-                       butterfly(s4), static_cast<double>(low), static_cast<double>(high));
+  const auto thread_sum = [](const C* lanes) {
+    double sum = static_cast<double>(lanes[0]);
+    for (int k = 1; k < V; ++k) sum += static_cast<double>(lanes[k]);
+    return butterfly(sum);
+  };
+  return chunk_partial(u, static_cast<double>(size), thread_sum(t1), thread_sum(t2), thread_sum(t3),
+                       thread_sum(t4), static_cast<double>(low), static_cast<double>(high));
 }
 
-// A warp per chunk, which it keeps in registers. Neighbouring warps take the same chunk of
+// A warp per chunk, which it keeps in shared memory. Neighbouring warps take the same chunk of
 // neighbouring channels: where runs are short, they share their cache lines.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    chunks_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials) {
+__global__ void __launch_bounds__(kThreads, 3)
+    moments_chunks_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials) {
+  using Vectors = Vector<T, kLanesOf<T>>;
+  constexpr int kStaged = kMomentsChunk<T> / kLanesOf<T>;
+  RK_SHARED(Vectors, shared, kWarps * kStaged);
+  T* staged = reinterpret_cast<T*>(shared + threadIdx.x / kWarpThreads * kStaged);
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
   for (int64_t work = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpThreads;
        work < pack.work; work += warps) {
@@ -161,13 +162,11 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t chunk = local / m.channels, channel = local - chunk * m.channels;
     const int64_t n = channel_elements(m), q = chunk * kMomentsChunk<T>;
     const int size = static_cast<int>(n - q < kMomentsChunk<T> ? n - q : kMomentsChunk<T>);
-    constexpr int V = kVectorLanes<T>;
-    const bool vectors = reinterpret_cast<std::uintptr_t>(m.x) % kVectorBytes == 0 &&
-                         (m.inner % V == 0 || (m.outer * m.channels == 1 && size % V == 0));
-    Rows<T> rows;
-    load_rows<T>(m, channel, q, size, vectors, &rows);
-    const MomentsPartial p = size == kMomentsChunk<T> ? chunk_moments<T, true>(rows, size)
-                                                      : chunk_moments<T, false>(rows, size);
+    __syncwarp();
+    stage_chunk<T>(m, channel, q, size, staged);
+    __syncwarp();
+    const MomentsPartial p = size == kMomentsChunk<T> ? chunk_moments<T, true>(staged, size)
+                                                      : chunk_moments<T, false>(staged, size);
     if (threadIdx.x % kWarpThreads == 0)
       partials[pack.to[which] + channel * pack.results[which] + chunk] = p;
   }
@@ -184,8 +183,8 @@ __device__ __forceinline__ MomentsPartial shuffled_down(const MomentsPartial& p,
 
 // A warp merges kWarpThreads neighbours; the last one of a channel writes what it reports.
 __global__ void __launch_bounds__(kThreads)
-    merge_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials, double* range,
-                 double* moments, int64_t stride) {
+    moments_merge_kernel(const __grid_constant__ Pack pack, MomentsPartial* partials, double* range,
+                         double* moments, int64_t stride) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
   for (int64_t work = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpThreads;
@@ -231,8 +230,8 @@ void pack_moments(const MomentsArgs& args, const MomentsItem* items, int count,
     offset += m.channels * (pack.results[i] > 0 ? groups_of(pack.results[i]) : 0);
   }
   if (pack.work > 0)
-    RK_LAUNCH((chunks_kernel<T>), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32), kThreads,
-              0, stream, pack, partials);
+    RK_LAUNCH((moments_chunks_kernel<T>), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32),
+              kThreads, 0, stream, pack, partials);
   for (bool more = true; more;) {
     more = false;
     pack.work = 0;
@@ -243,8 +242,8 @@ void pack_moments(const MomentsArgs& args, const MomentsItem* items, int count,
       more = more || groups_of(pack.results[i]) > 1;
     }
     if (pack.work == 0) return;
-    RK_LAUNCH((merge_kernel), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32), kThreads, 0,
-              stream, pack, partials, args.range, args.moments, args.stride);
+    RK_LAUNCH((moments_merge_kernel), grid_blocks(ceil_div(pack.work, int64_t{kWarps}), 32),
+              kThreads, 0, stream, pack, partials, args.range, args.moments, args.stride);
     for (int i = 0; i < count; ++i) {
       if (groups_of(pack.results[i]) > 1) {
         pack.results[i] = groups_of(pack.results[i]);
@@ -259,7 +258,7 @@ void pack_moments(const MomentsArgs& args, const MomentsItem* items, int count,
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
-    cubics_kernel(const __grid_constant__ Pack pack, MomentsBackwardArgs args) {
+    moments_cubics_kernel(const __grid_constant__ Pack pack, MomentsBackwardArgs args) {
   auto* cubics = static_cast<MomentsCubicAs<C>*>(args.cubics);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int which = 0; which < args.count; ++which) {
@@ -275,7 +274,7 @@ constexpr int kUnroll = 4;  // vectors of a thread
 
 template <typename T, int V, typename I>
 __global__ void __launch_bounds__(kThreads)
-    cubic_kernel(const __grid_constant__ Pack pack, const void* coefficients) {
+    moments_cubic_kernel(const __grid_constant__ Pack pack, const void* coefficients) {
   using C = compute_t<T>;
   constexpr int64_t kTile = int64_t{kThreads} * V * kUnroll;
   const auto* cubics = static_cast<const MomentsCubicAs<C>*>(coefficients);
@@ -336,8 +335,8 @@ void launch_cubic(Pack& pack, const MomentsBackwardArgs& args, cudaStream_t stre
     pack.work += ceil_div(m.outer * m.channels * m.inner, kTile);
   }
   if (pack.work > 0)
-    RK_LAUNCH((cubic_kernel<T, V, I>), grid_blocks(pack.work, 16), kThreads, 0, stream, pack,
-              args.cubics);
+    RK_LAUNCH((moments_cubic_kernel<T, V, I>), grid_blocks(pack.work, 16), kThreads, 0, stream,
+              pack, args.cubics);
 }
 
 // `args` of at most kPack items.
@@ -357,8 +356,8 @@ void pack_backward(const MomentsBackwardArgs& args, cudaStream_t stream) {
     vectors = vectors && is_aligned(m.x) && is_aligned(m.dx);
   }
   if (largest == 0) return;
-  RK_LAUNCH((cubics_kernel<compute_t<T>>), grid_blocks(ceil_div(channels, int64_t{kThreads}), 8),
-            kThreads, 0, stream, pack, args);
+  RK_LAUNCH((moments_cubics_kernel<compute_t<T>>),
+            grid_blocks(ceil_div(channels, int64_t{kThreads}), 8), kThreads, 0, stream, pack, args);
   constexpr int V = kLanesOf<T>;
   const bool small = largest < (int64_t{1} << 30);
   if (vectors && small)

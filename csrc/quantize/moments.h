@@ -12,9 +12,9 @@
 //     variance = m₂,   skewness = m₃ / m₂^{3/2},   kurtosis = m₄ / m₂²
 //
 // A channel's elements, in row-major order, are cut into chunks that stay in the first-level cache,
-// or in the registers of a warp. A chunk finds its extremes and its mean c first, then the sums of
-// t, t², t³ and t⁴ with t = (x − c) / 2ᵏ, where 2ᵏ ≤ max |x − c| < 2ᵏ⁺¹, so that no power leaves
-// the range of the type. Chunks are merged in a binary tree, in double.
+// or in a warp's share of shared memory. A chunk finds its extremes and its mean c first, then the
+// sums of t, t², t³ and t⁴ with t = (x − c) / 2ᵏ, where 2ᵏ ≤ max |x − c| < 2ᵏ⁺¹, so that no power
+// leaves the range of the type. Chunks are merged in a binary tree, in double.
 //
 // The order of every sum is fixed: kMomentsLanes sums over the rows of a chunk, in the type of the
 // arithmetic; then, in double, the lanes of one thread of a warp from the first to the last, and
@@ -22,16 +22,17 @@
 
 namespace regkern::quantize {
 
-constexpr int kMomentsRows = 8;
 constexpr int kWarpThreads = 32;
 
-// The elements of a thread's 16-byte vector.
+// A thread's neighbours: a bank of shared memory holds four bytes.
 template <typename T>
-constexpr int kVectorLanes = 16 / static_cast<int>(sizeof(T));
+constexpr int kMomentsVector = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
 template <typename T>
-constexpr int kMomentsLanes = kWarpThreads * kVectorLanes<T>;
+constexpr int kMomentsLanes = kWarpThreads * kMomentsVector<T>;
 template <typename T>
-constexpr int kMomentsChunk = kMomentsRows * kMomentsLanes<T>;
+constexpr int kMomentsChunk = sizeof(T) == 8 ? 512 : 1024;
+template <typename T>
+constexpr int kMomentsRows = kMomentsChunk<T> / kMomentsLanes<T>;
 
 inline int64_t moments_chunk(Dtype dtype) {
   return dtype == Dtype::float64   ? kMomentsChunk<double>
@@ -196,9 +197,10 @@ REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t 
 
 // The gradient of the moments. With z = (x − mean) / s, s = √variance,
 //
-//     ∂ mean / ∂x = 1 / N                 ∂ skewness / ∂x = 3 (z² − 1 − z · skewness) / (N s)
-//     ∂ variance / ∂x = 2 s z / N         ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N
-//     s)
+//     ∂ mean / ∂x = 1 / N
+//     ∂ variance / ∂x = 2 s z / N
+//     ∂ skewness / ∂x = 3 (z² − 1 − z · skewness) / (N s)
+//     ∂ kurtosis / ∂x = 4 (z³ − skewness − z · kurtosis) / (N s)
 //
 // so that dx is a cubic polynomial of z, with one set of coefficients per channel. Where s = 0 the
 // last three are 0.

@@ -8,7 +8,9 @@ using namespace quantize;
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-constexpr int kVectors = 4;  // of a thread, in flight
+// Of a thread, in flight; 64-bit indices need the registers.
+template <int V, typename I>
+constexpr int kVectorsOf = sizeof(I) == 4 || V == 1 ? 4 : 2;
 constexpr int64_t kNarrow = 32;
 
 // atomicMin and atomicMax know long long, not int64_t.
@@ -57,8 +59,9 @@ __device__ __forceinline__ void store(const BlockRangeArgs& args, int64_t block,
 // kVectors vectors a thread.
 template <typename T, int V, typename I>
 __global__ void __launch_bounds__(kThreads)
-    runs_kernel(BlockRangeArgs args, Blocks b, int lanes, int64_t slices) {
+    range_runs_kernel(BlockRangeArgs args, Blocks b, int lanes, int64_t slices) {
   using C = compute_t<T>;
+  constexpr int kVectors = kVectorsOf<V, I>;
   const T* x = static_cast<const T*>(args.x);
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const I cols = static_cast<I>(b.cols), rows = static_cast<I>(b.rows);
@@ -126,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
 // A thread reads V columns over one of `slices` shares of the rows of a block.
 template <typename T, int V, typename I>
 __global__ void __launch_bounds__(kThreads)
-    columns_kernel(BlockRangeArgs args, Blocks b, int64_t slices) {
+    range_columns_kernel(BlockRangeArgs args, Blocks b, int64_t slices) {
   using C = compute_t<T>;
   const T* x = static_cast<const T*>(args.x);
   const I cols = static_cast<I>(b.cols), rows = static_cast<I>(b.rows);
@@ -160,7 +163,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads) start_kernel(BlockRangeArgs args, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads)
+    range_start_kernel(BlockRangeArgs args, int64_t blocks) {
   auto* low = static_cast<order_key_t<C>*>(args.minimum);
   auto* high = static_cast<order_key_t<C>*>(args.maximum);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -172,7 +176,8 @@ __global__ void __launch_bounds__(kThreads) start_kernel(BlockRangeArgs args, in
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads) finish_kernel(BlockRangeArgs args, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads)
+    range_finish_kernel(BlockRangeArgs args, int64_t blocks) {
   auto* low = static_cast<order_key_t<C>*>(args.minimum);
   auto* high = static_cast<order_key_t<C>*>(args.maximum);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -197,9 +202,10 @@ void launch_range(const BlockRangeArgs& args, const Blocks& b, cudaStream_t stre
   int64_t slices = 1;
   if (!empty) {
     // What can be shared out, and how often it is worth it.
-    const int64_t parts = narrow ? ceil_div(b.block_rows, int64_t{16})
-                                 : (b.shared ? b.outer : 1) * b.block_rows *
-                                       ceil_div(b.block_cols, int64_t{lanes} * V * kVectors);
+    const int64_t parts = narrow
+                              ? ceil_div(b.block_rows, int64_t{16})
+                              : (b.shared ? b.outer : 1) * b.block_rows *
+                                    ceil_div(b.block_cols, int64_t{lanes} * V * kVectorsOf<V, I>);
     const int64_t columns = b.outer * blocks_down(b) * (b.cols / V);
     const int64_t wanted =
         narrow ? ceil_div(wanted_teams(1), columns) : ceil_div(wanted_teams(lanes), blocks);
@@ -207,17 +213,18 @@ void launch_range(const BlockRangeArgs& args, const Blocks& b, cudaStream_t stre
   }
   const bool atomic = empty || narrow || slices > 1;
   const int64_t each = grid_blocks(ceil_div(blocks, int64_t{kThreads}), 8);
-  if (atomic) RK_LAUNCH((start_kernel<C>), each, kThreads, 0, stream, args, blocks);
+  if (atomic) RK_LAUNCH((range_start_kernel<C>), each, kThreads, 0, stream, args, blocks);
   if (!empty && narrow) {
     const int64_t items = b.outer * blocks_down(b) * slices * (b.cols / V);
-    RK_LAUNCH((columns_kernel<T, V, I>), grid_blocks(ceil_div(items, int64_t{kThreads}), 16),
+    RK_LAUNCH((range_columns_kernel<T, V, I>), grid_blocks(ceil_div(items, int64_t{kThreads}), 16),
               kThreads, 0, stream, args, b, slices);
   } else if (!empty) {
     const int64_t teams = blocks * slices;
-    RK_LAUNCH((runs_kernel<T, V, I>), grid_blocks(ceil_div(teams * lanes, int64_t{kThreads}), 16),
-              kThreads, 0, stream, args, b, lanes, slices);
+    RK_LAUNCH((range_runs_kernel<T, V, I>),
+              grid_blocks(ceil_div(teams * lanes, int64_t{kThreads}), 16), kThreads, 0, stream,
+              args, b, lanes, slices);
   }
-  if (atomic) RK_LAUNCH((finish_kernel<C>), each, kThreads, 0, stream, args, blocks);
+  if (atomic) RK_LAUNCH((range_finish_kernel<C>), each, kThreads, 0, stream, args, blocks);
 }
 
 }  // namespace
