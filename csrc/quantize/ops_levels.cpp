@@ -187,8 +187,9 @@ NearestCall run_nearest(const Checks& check, const Dense& x, const Tensor& level
   return call;
 }
 
+// `clip` is for the gradient alone.
 std::tuple<Tensor, Tensor> nearest_level(const Tensor& x, const Tensor& levels, MaybeTensor allowed,
-                                         int64_t dim) {
+                                         int64_t dim, bool) {
   const Checks check("nearest_level");
   check.floating(x, "x");
   const Dense in = dense(x);
@@ -710,8 +711,8 @@ Tensor sign_ste_backward(const Tensor& g, const Tensor& x, std::string surrogate
 #if !defined(REGKERN_CUDA)
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
-      "nearest_level(Tensor x, Tensor levels, Tensor? allowed=None, int dim=0) -> (Tensor y, "
-      "Tensor code)");
+      "nearest_level(Tensor x, Tensor levels, Tensor? allowed=None, int dim=0, bool clip=False) "
+      "-> (Tensor y, Tensor code)");
   m.def(
       "nearest_level_backward(Tensor g, Tensor x, Tensor levels, Tensor code, int dim=0, bool "
       "levels_grad=True) -> (Tensor dx, Tensor dlevels)");
