@@ -72,8 +72,10 @@ def _penalty(name: str, shape: tuple[int, ...], values: tuple[int, ...], **optio
             if values:
                 value = f(w, levels=v, seed=seed(), **o)
             else:
-                value = f(w, step=v.abs() * 0.125 + 0.25, seed=seed(), **o)
-            return 0.5 * w + value.to(w.dtype)
+                wide = v.to(torch.promote_types(v.dtype, torch.float32))
+                value = f(w, step=wide.abs() * 0.125 + 0.25, seed=seed(), **o)
+            # Rounded once, to the dtype of w.
+            return (0.5 * w.to(value.dtype) + value).to(w.dtype)
 
         return call
 
@@ -190,7 +192,9 @@ SAMPLES: list[Sample] = [
     _penalty("step", (9, 16), (), quant_min=-8, quant_max=7),
     _penalty("step-mean-varies", (5, 29), (), reduction="mean", variability=0.1),
     _penalty("stuck", (3, 5, 9), (), stuck=True, quant_min=-8, quant_max=7),
-    _penalty("stuck-unsigned", (7, 20), (), stuck=True, quant_min=0, quant_max=255),
+    _penalty(
+        "stuck-unsigned", (7, 20), (), stuck=True, quant_max=255, quant_min=0, reduction="mean"
+    ),
     _penalty("levels", (6, 22), (5,), reduction="mean"),
     _penalty("levels-varies", (3, 4, 11), (4,), variability=0.2),
     _penalty("levels-allowed", (7, 20), (6,), bits=32),

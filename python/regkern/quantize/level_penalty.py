@@ -207,8 +207,7 @@ def level_penalty(
 
     References
     ----------
-    Zhang et al., "Handling stuck-at-faults in memristor crossbar arrays using matrix
-    transformations", ASP-DAC 2019.
+    "Regularization-based framework for quantization-, fault- and variability-aware training".
     """
     op = "level_penalty"
     checks.floating(op, "w", w)
