@@ -29,26 +29,32 @@ struct CodeRange {
 // and the largest u ≤ f with u & m = p follows from the highest bit of m where f differs from p:
 // where f has a 1 there, u is below f from that bit on; where it has a 0, u must already be smaller
 // above, at the lowest free bit that is set; and below all free bits are 1.
+// All of it without a branch, so that loops over elements vectorise.
 struct Below {
   uint32_t code;
-  bool found;
+  uint32_t found;  // all bits, or none
 };
+
+REGKERN_HD uint32_t all_bits_if(bool condition) { return condition ? 0xFFFFFFFFu : 0u; }
+REGKERN_HD uint32_t chosen(uint32_t mask, uint32_t a, uint32_t b) {
+  return (a & mask) | (b & ~mask);
+}
 
 REGKERN_HD Below largest_below(uint32_t f, uint32_t m, uint32_t p, uint32_t all) {
   const uint32_t free = all & ~m;
   uint32_t s = (f ^ p) & m;
-  const bool exact = s == 0;
+  const uint32_t exact = all_bits_if(s == 0u);
   s |= s >> 1;
   s |= s >> 2;
   s |= s >> 4;
-  const uint32_t top = s ^ (s >> 1);
-  const bool from_one = (f & top) != 0;
+  const uint32_t from_one = all_bits_if((f & (s ^ (s >> 1))) != 0u);
   const uint32_t above = f & free & ~s;
   const uint32_t low = above & (0u - above);
   const uint32_t rest = low - 1u;  // the bits below
   const uint32_t lowered = (f & ~s) | ((p | free) & s);
   const uint32_t borrowed = (f & ~(low | rest)) | ((p | free) & rest);
-  return {exact ? f : (from_one ? lowered : borrowed), exact || from_one || low != 0};
+  return {chosen(exact, f, chosen(from_one, lowered, borrowed)),
+          exact | from_one | all_bits_if(low != 0u)};
 }
 
 // The allowed code nearest to t, the lower one of two; t is within the range or NaN.
@@ -65,10 +71,11 @@ REGKERN_HD C nearest_allowed(C t, const CodeRange& range, uint32_t sa0, uint32_t
   const Below low = largest_below(f, m, p, all);
   // The smallest u ≥ f + 1 is the complement of the largest one below all − (f + 1).
   const Below high = largest_below((all - f - 1u) & all, m, m & ~p, all);
-  const bool has_high = f != all && high.found;
+  const uint32_t has_high = all_bits_if(f != all) & high.found;
   const C below = static_cast<C>(static_cast<int32_t>(low.code) + range.least);
   const C above = static_cast<C>(static_cast<int32_t>(all & ~high.code) + range.least);
-  const bool lower = low.found && (!has_high || x - below <= above - x);
+  const uint32_t nearer = all_bits_if(x - below <= above - x);
+  const bool lower = (low.found & (nearer | ~has_high)) != 0u;
   return is_number ? (lower ? below : above) : t;
 }
 

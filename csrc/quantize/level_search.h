@@ -10,20 +10,32 @@
 namespace regkern::quantize {
 namespace {
 
+// As wide as the registers: gcc takes the selects of wider vectors apart, element by element.
+#if defined(__AVX512F__)
+constexpr int kWideBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kWideBytes = 32;
+#else
+constexpr int kWideBytes = 16;
+#endif
+
 template <typename C>
 struct Wide;
 template <>
 struct Wide<float> {
   using Int = int32_t;
-  typedef float Floats __attribute__((vector_size(64)));
-  typedef int32_t Ints __attribute__((vector_size(64)));
+  typedef float Floats __attribute__((vector_size(kWideBytes)));
+  typedef int32_t Ints __attribute__((vector_size(kWideBytes)));
 };
 template <>
 struct Wide<double> {
   using Int = int64_t;
-  typedef double Floats __attribute__((vector_size(64)));
-  typedef int64_t Ints __attribute__((vector_size(64)));
+  typedef double Floats __attribute__((vector_size(kWideBytes)));
+  typedef int64_t Ints __attribute__((vector_size(kWideBytes)));
 };
+
+template <typename C>
+constexpr int kWideLanes = kWideBytes / static_cast<int>(sizeof(C));
 
 template <typename C>
 struct Search {
@@ -54,7 +66,7 @@ inline __attribute__((always_inline)) void begin_search(Search<C>& s, const C* x
                                                         const int32_t* low, const int32_t* high,
                                                         Bounds<C> b) {
   using Floats = typename Wide<C>::Floats;
-  constexpr int kLanes = 64 / static_cast<int>(sizeof(C));
+  constexpr int kLanes = kWideLanes<C>;
   memcpy(&s.x, x, sizeof(s.x));
   Floats least = b.low - Floats{}, most = b.high - Floats{};
   if constexpr (kFactor) {
@@ -64,12 +76,16 @@ inline __attribute__((always_inline)) void begin_search(Search<C>& s, const C* x
     most = s.factor < 0 ? one : other;
   }
   s.x = s.x < least ? least : (s.x > most ? most : s.x);
+  s.low = s.high = typename Wide<C>::Ints{};
   if constexpr (kAllowed) {
-    // Element by element: the words of the masks are as wide as what is computed with.
+    // The words of the masks, as wide as what is computed with.
+    typename Wide<C>::Int words[2][kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      s.low[i] = low[i];
-      s.high[i] = high[i];
+      words[0][i] = low[i];
+      words[1][i] = high[i];
     }
+    memcpy(&s.low, words[0], sizeof(s.low));
+    memcpy(&s.high, words[1], sizeof(s.high));
   }
   s.best = static_cast<C>(bit_cast<float>(0x7F800000u)) - Floats{};
   s.value = not_a_number<C>() - Floats{};
@@ -78,7 +94,7 @@ inline __attribute__((always_inline)) void begin_search(Search<C>& s, const C* x
 
 template <typename C>
 inline __attribute__((always_inline)) void end_search(const Search<C>& s, C* value, int32_t* code) {
-  constexpr int kLanes = 64 / static_cast<int>(sizeof(C));
+  constexpr int kLanes = kWideLanes<C>;
   memcpy(value, &s.value, sizeof(s.value));
   typename Wide<C>::Int codes[kLanes];
   memcpy(codes, &s.code, sizeof(s.code));
@@ -96,7 +112,7 @@ inline void search_block(const C* x, const C* levels, int count, Bounds<C> b, co
     }
     return;
   }
-  constexpr int kLanes = 64 / static_cast<int>(sizeof(C));
+  constexpr int kLanes = kWideLanes<C>;
   // Two at a time: with one, each comparison would wait for the one before.
   for (int i = 0; i < kBlock; i += 2 * kLanes) {
     const int k = i + kLanes;
@@ -130,9 +146,9 @@ inline bool load_allowed(const Allowed& a, const Segments& s, int64_t g, int64_t
     gather_block(s, static_cast<const int32_t*>(a.data), g, k, n, low);
     for (int i = 0; i < kBlock; ++i) high[i] = 0;
   }
-  bool refused = false;
-  for (int i = 0; i < n; ++i) refused |= ((low[i] & low_all) | (high[i] & high_all)) == 0;
-  return refused;
+  int refused = 0;
+  for (int i = 0; i < n; ++i) refused |= ((low[i] & low_all) | (high[i] & high_all)) == 0 ? 1 : 0;
+  return refused != 0;
 }
 
 inline void note(int32_t* flag) {

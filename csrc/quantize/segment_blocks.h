@@ -54,10 +54,20 @@ inline void scatter_block(const Segments& s, const T* in, int64_t g, int64_t k, 
   });
 }
 
+// Where a whole block stands, if it is one run in memory, else -1.
+inline int64_t run_of(const Segments& s, int64_t g, int64_t k, int n) {
+  if (n != kBlock) return -1;
+  if (s.groups == 1) return k;
+  const int64_t o = k / s.inner, i = k - o * s.inner;
+  return i + kBlock <= s.inner ? (o * s.groups + g) * s.inner + i : -1;
+}
+
 // The same in the type that is computed with.
 template <typename T>
 inline void load_group(const Segments& s, const void* data, int64_t g, int64_t k, int n,
                        compute_t<T>* out) {
+  const int64_t run = run_of(s, g, k, n);
+  if (run >= 0) return load_block(static_cast<const T*>(data) + run, out);
   T block[kBlock];
   gather_block(s, static_cast<const T*>(data), g, k, n, block);
   load_block(block, out);
@@ -65,6 +75,8 @@ inline void load_group(const Segments& s, const void* data, int64_t g, int64_t k
 template <typename T>
 inline void store_group(const Segments& s, const compute_t<T>* in, int64_t g, int64_t k, int n,
                         void* data) {
+  const int64_t run = run_of(s, g, k, n);
+  if (run >= 0) return store_block<T>(in, static_cast<T*>(data) + run);
   T block[kBlock];
   store_block<T>(in, block);
   scatter_block(s, block, g, k, n, static_cast<T*>(data));
@@ -93,8 +105,12 @@ inline void add_to_bin(const C* value, int n, double* bin) {
 // one before.
 template <typename C>
 inline void add_to_bins(const C* value, const int32_t* code, int n, double* bins) {
-  for (int j = 0; j < n; ++j)
-    bins[code[j] * kSumLanes + j % kSumLanes] += static_cast<double>(value[j]);
+  int j = 0;
+  for (; j + kSumLanes <= n; j += kSumLanes)
+#pragma GCC unroll 16
+    for (int i = 0; i < kSumLanes; ++i)
+      bins[code[j + i] * kSumLanes + i] += static_cast<double>(value[j + i]);
+  for (; j < n; ++j) bins[code[j] * kSumLanes + j % kSumLanes] += static_cast<double>(value[j]);
 }
 
 // Calls body(g, k, n, sums) for all blocks; sums are the (bins, kSumLanes) of the piece at hand.
