@@ -71,7 +71,8 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward_backward(ctx: Any, u: Tensor, t: Tensor) -> tuple[Any, ...]:
     # With k = 2/N (or 2) and the residual r = z − v_code:
-    #   dz = g + k gc r,   dv_dj = −k gq Σ_{code = j} r.
+    #   dz = g + k gc r,   dv_dj = −k gq Σ_{code = j} r,
+    # where the codebook is held fixed in the first and z in the second, as in the losses.
     gq, gc, z, codebook, indices = ctx.saved_tensors
     dtype = compute_dtype(z)
     k = 2.0 / max(z.numel(), 1) if ctx.mean else 2.0
@@ -79,11 +80,12 @@ def _backward_backward(ctx: Any, u: Tensor, t: Tensor) -> tuple[Any, ...]:
     r = z.to(dtype) - taken(codebook, indices, dim)
     wide = u.to(dtype)
     weight = taken(t, indices, dim) if ctx.train else torch.zeros_like(r)
-    dr = k * (gc * wide - gq * weight)
-    dcodebook = -level_sum(dr, indices, codebook.shape[1], True, dim) if needs(ctx, 4) else None
+    dcodebook = None
+    if needs(ctx, 4):
+        dcodebook = level_sum(k * gq * weight, indices, codebook.shape[1], True, dim)
     dgq, dgc = -k * (weight * r).sum(), k * (wide * r).sum()
     return (
-        u, dgq.reshape(gq.shape), dgc.reshape(gc.shape), dr.to(z.dtype), dcodebook,
+        u, dgq.reshape(gq.shape), dgc.reshape(gc.shape), (k * gc * wide).to(z.dtype), dcodebook,
         None, None, None, None,
     )  # fmt: skip
 
