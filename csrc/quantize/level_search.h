@@ -44,10 +44,10 @@ struct Search {
 };
 
 template <typename C, bool kFactor, bool kAllowed>
-inline __attribute__((always_inline)) void compare(Search<C>& s, C level, int j) {
+inline __attribute__((always_inline)) void compare(Search<C>& s, typename Wide<C>::Floats v,
+                                                   int j) {
   using Floats = typename Wide<C>::Floats;
   using Ints = typename Wide<C>::Ints;
-  Floats v = level - Floats{};
   if constexpr (kFactor) v = v * s.factor;
   constexpr auto kSign = static_cast<typename Wide<C>::Int>(int64_t{1} << (8 * sizeof(C) - 1));
   const Floats d = (Floats)((Ints)(v - s.x) & ~kSign);
@@ -122,11 +122,45 @@ inline void search_block(const C* x, const C* levels, int count, Bounds<C> b, co
     begin_search<C, kFactor, kAllowed>(t, x + k, factor + (kFactor ? k : 0),
                                        low + (kAllowed ? k : 0), high + (kAllowed ? k : 0), b);
     for (int j = 0; j < count; ++j) {
-      compare<C, kFactor, kAllowed>(s, levels[j], j);
-      compare<C, kFactor, kAllowed>(t, levels[j], j);
+      const typename Wide<C>::Floats level = levels[j] - typename Wide<C>::Floats{};
+      compare<C, kFactor, kAllowed>(s, level, j);
+      compare<C, kFactor, kAllowed>(t, level, j);
     }
     end_search(s, value + i, code + i);
     end_search(t, value + k, code + k);
+  }
+}
+
+template <typename C>
+inline __attribute__((always_inline)) void begin_row(Search<C>& s, const C* x, const C* table) {
+  begin_search<C, false, false>(s, x, nullptr, nullptr, nullptr, {C(0), C(0)});
+  typename Wide<C>::Floats in, least, most;
+  memcpy(&in, x, sizeof(in));
+  memcpy(&least, table, sizeof(least));
+  memcpy(&most, table + kBlock, sizeof(most));
+  s.x = in < least ? least : (in > most ? most : in);
+}
+
+// Every element with levels of its own: rows of kBlock in `table`, the least levels, the largest
+// ones, and then each of the `count` in turn.
+template <typename C>
+inline void search_table(const C* x, const C* table, int count, C* value, int32_t* code) {
+  using Floats = typename Wide<C>::Floats;
+  constexpr int kLanes = kWideLanes<C>;
+  for (int i = 0; i < kBlock; i += 2 * kLanes) {
+    Search<C> s, t;
+    begin_row(s, x + i, table + i);
+    begin_row(t, x + i + kLanes, table + i + kLanes);
+    const C* row = table + 2 * kBlock + i;
+    for (int j = 0; j < count; ++j, row += kBlock) {
+      Floats one, other;
+      memcpy(&one, row, sizeof(one));
+      memcpy(&other, row + kLanes, sizeof(other));
+      compare<C, false, false>(s, one, j);
+      compare<C, false, false>(t, other, j);
+    }
+    end_search(s, value + i, code + i);
+    end_search(t, value + i + kLanes, code + i + kLanes);
   }
 }
 

@@ -155,6 +155,38 @@ inline void for_blocks(const Segments& s, int bins, double* spans, F&& body) {
   });
 }
 
+// The same for groups that alternate in memory (inner = 1): calls body(e, n, row, g, sums) for
+// blocks of n neighbours from element e on, which is in row `row`, a multiple of kBlock elements
+// from the first of a piece, and in group g. The sums of a piece are (kSumLanes, groups, bins).
+template <typename F>
+inline void for_rows(const Segments& s, int bins, double* spans, F&& body) {
+  const int64_t piece = piece_size(bins), count = span_count(s, bins), width = s.groups * bins;
+  static_assert(kSumLanes * 128 % kBlock == 0);
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<double> sums(width * kSumLanes);
+    for (int64_t span = begin; span < end; ++span) {
+      for (int64_t i = 0; i < width; ++i) spans[(i / bins * count + span) * bins + i % bins] = 0.0;
+      for (int p = 0; p < kPiecesPerSpan; ++p) {
+        const int64_t from = (span * kPiecesPerSpan + p) * piece;
+        if (from >= s.outer) break;
+        const int64_t to = from + piece < s.outer ? from + piece : s.outer;
+        for (int64_t i = 0; i < width * kSumLanes; ++i) sums[i] = 0.0;
+        int64_t row = from, g = 0;
+        for (int64_t e = from * s.groups; e < to * s.groups; e += kBlock) {
+          const int64_t left = to * s.groups - e;
+          body(e, left < kBlock ? static_cast<int>(left) : kBlock, row, g, sums.data());
+          for (g += kBlock; g >= s.groups; g -= s.groups) ++row;
+        }
+        for (int64_t i = 0; i < width; ++i) {
+          double sum = 0.0;
+          for (int lane = 0; lane < kSumLanes; ++lane) sum += sums[lane * width + i];
+          spans[(i / bins * count + span) * bins + i % bins] += sum;
+        }
+      }
+    }
+  });
+}
+
 template <typename C>
 inline void finish_sums(const Segments& s, const SumsArgs& sums) {
   const int64_t count = span_count(s, sums.bins);
