@@ -9,8 +9,8 @@ import torch
 from regkern.quantize.bitwise import bitwise_weights, pack_bits, sign_ste, unpack_bits
 from regkern.quantize.faults import inject_faults, stuck_at, stuck_at_masks
 from regkern.quantize.latent import latent_quantize
-from regkern.quantize.level_penalty import level_penalty
 from regkern.quantize.levels import nearest_level
+from regkern.quantize.penalty import level_penalty
 from regkern.reference.quantize import levels as reference
 from sample import Sample, seed
 from torch import Tensor

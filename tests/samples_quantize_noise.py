@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from regkern.quantize import analog
-from regkern.quantize import quant_noise as noise
+from regkern.quantize import block_noise as noise
 from regkern.reference.quantize import noise as reference
 from sample import Sample, seed
 from torch import Tensor

@@ -17,8 +17,8 @@ from regkern.quantize.bitwise import (
 )
 from regkern.quantize.faults import inject_faults, stuck_at, stuck_at_masks
 from regkern.quantize.latent import latent_quantize
-from regkern.quantize.level_penalty import level_penalty
 from regkern.quantize.levels import level_sum, nearest_level
+from regkern.quantize.penalty import level_penalty
 from regkern.reference.quantize import levels as reference
 from torch import Tensor
 

@@ -19,7 +19,7 @@ from regkern.quantize.analog import (
     weight_noise,
     weight_noise_,
 )
-from regkern.quantize.quant_noise import (
+from regkern.quantize.block_noise import (
     blocks_of,
     nearest_centroid,
     quant_noise,

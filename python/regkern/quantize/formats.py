@@ -146,8 +146,14 @@ def _integer(name: str, low: int, high: int, step: float = 1.0) -> Format:
     return Format(name, f"int:{low}:{high}", "integer", max=largest, low=low, high=high, step=step)
 
 
-@lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _named(name: str) -> Format | None:
+    """Called, not traced, under torch.compile."""
+    return _parsed(name)
+
+
+@lru_cache(maxsize=256)
+def _parsed(name: str) -> Format | None:
     name = _ALIASES.get(name, name)
     if name in _MX or name == "nvfp4" or re.fullmatch(r"bfp([2-9]|1[0-6])", name):
         bits = int(name[3:]) if name.startswith("bfp") else 8
@@ -183,7 +189,7 @@ def format_of(op: str, value: str | torch.dtype | Format) -> Format:
     name = value
     if isinstance(value, torch.dtype):
         name = str(value).removeprefix("torch.").removeprefix("float8_")
-    found = _named(name) if isinstance(name, str) else None
+    found: Format | None = _named(name) if isinstance(name, str) else None
     if found is None:
         raise ValueError(f"regkern.{op}: expected `format` to be one of {KNOWN}; got {value!r}")
     return found

@@ -11,8 +11,8 @@ from regkern.bench.case import Case, Inputs
 from regkern.quantize.bitwise import bitwise_weights, sign_ste
 from regkern.quantize.faults import inject_faults
 from regkern.quantize.latent import latent_quantize
-from regkern.quantize.level_penalty import level_penalty
 from regkern.quantize.levels import nearest_level
+from regkern.quantize.penalty import level_penalty
 from regkern.random import make_seed
 from regkern.reference.quantize import levels as reference
 

@@ -11,7 +11,7 @@ import torch
 import regkern
 from regkern.bench.case import Case, Inputs, Rival, Run
 from regkern.quantize.analog import additive_uniform_noise, weight_noise
-from regkern.quantize.quant_noise import quant_noise, quant_noise_
+from regkern.quantize.block_noise import quant_noise, quant_noise_
 from regkern.reference.quantize import noise as reference
 
 LINEAR, LINEAR_SMALL = (2500, 4000), (9, 48)

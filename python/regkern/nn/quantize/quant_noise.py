@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from regkern import _checks as checks
-from regkern.quantize.quant_noise import (
+from regkern.quantize.block_noise import (
     Gradient,
     Quantizer,
     check_quantizer,
     quant_noise,
 )
 
-#: The layers whose weight is (out, in, …), as `regkern.quantize.quant_noise.blocks_of` reads it.
+#: The layers whose weight is (out, in, …), as `regkern.quantize.block_noise.blocks_of` reads it.
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -163,7 +163,7 @@ class QuantNoise(WeightNoiseWrapper):
     block_size : int
         Consecutive inputs of an output. Kernels larger than 1 x 1 are a block each.
     quantizer, gradient
-        As of `regkern.quantize.quant_noise`. A codebook becomes a buffer, or a parameter if it is
+        As of `regkern.quantize.block_noise`. A codebook becomes a buffer, or a parameter if it is
         one; modules and parameters are trained with the layer.
     generator : torch.Generator, optional
         Of the weight's device; default: torch's own.
@@ -173,7 +173,7 @@ class QuantNoise(WeightNoiseWrapper):
     The state dict has the weight as ``module.parametrizations.weight.original``; one of the bare
     layer can be loaded as well. `unwrap` gives the bare layer back. Every access to ``weight``
     draws; inside ``torch.nn.utils.parametrize.cached()`` the first one does. Bytes moved: those of
-    `regkern.quantize.quant_noise`.
+    `regkern.quantize.block_noise`.
 
     References
     ----------

@@ -222,7 +222,7 @@ def _quantized(
             return mean
         from regkern import quantize
 
-        return quantize.quantize_weights(w, quantizer)  # type: ignore[attr-defined, no-any-return]
+        return quantize.quantize_weights(w, quantizer)
     q = quantizer(w)
     checks.same(op, "quantizer(w)", q, w, "w")
     return q

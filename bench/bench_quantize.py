@@ -1,0 +1,36 @@
+"""The cases of the quantize family under pytest-benchmark."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from regkern.bench.case import Case
+from regkern.bench.cases import (
+    quantize_levels,
+    quantize_noise,
+    quantize_optim,
+    quantize_rounding,
+    quantize_statistics,
+)
+
+SUBJECTS = (
+    quantize_rounding,
+    quantize_statistics,
+    quantize_noise,
+    quantize_levels,
+    quantize_optim,
+)
+CASES = tuple(case for subject in SUBJECTS for case in subject.CASES)
+
+
+@pytest.mark.benchmark(timer=time.process_time, disable_gc=True)
+def bench_quantize(
+    bench_case: Callable[[Case, torch.dtype, str], None],
+    case: Case,
+    dtype: torch.dtype,
+    contender: str,
+) -> None:
+    bench_case(case, dtype, contender)
