@@ -57,7 +57,7 @@ def test_ao_numbers(name: str, dtype: torch.dtype) -> None:
     ours = regkern.swap(copy.deepcopy(theirs)).model
     assert isinstance(ours, AoFakeQuantize)
     for step in range(5):
-        x = (torch.randn(6, 5, 7) * (1 + step)).to(dtype)
+        x = (torch.randn(6, 5, 7) * (1 + step * (step == 3) * 9)).to(dtype)
         if step == 3:
             theirs.disable_observer()
             ours.apply(ao.disable_observer)
@@ -206,13 +206,17 @@ def test_torchao_numbers(name: str, dtype: torch.dtype) -> None:
         same(y.detach(), z.detach())
         same(theirs.scale.detach().reshape(-1), ours.scale.detach().reshape(-1))
         assert torch.equal(theirs.zero_point.reshape(-1), ours.zero_point.reshape(-1))
-        # dy s (1 / s) there, dy here; and the sums of the scale's gradient in another order.
+        # dy s (1 / s) there, rounded twice; dy here.
         g = torch.randn_like(x)
         y.backward(g)
         z.backward(g)
-        assert a.grad is not None
-        tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
-        torch.testing.assert_close(a.grad, b.grad, rtol=tolerance, atol=tolerance)
+        zeros = x.eq(0).all(1)
+        rest = ~zeros
+        torch.testing.assert_close(
+            a.grad[rest], b.grad[rest], rtol=2 * torch.finfo(dtype).eps, atol=0.0
+        )
+        # Of a row of zeros dy s is subnormal there, and loses digits.
+        assert torch.equal(b.grad[zeros], g[zeros])
     ours.enabled = False
     assert ours(x) is x
 

@@ -146,8 +146,9 @@ def _ao_fused(old: Any) -> nn.Module:
 class IntxFakeQuantize(nn.Module):
     """In the place of torchao's ``IntxFakeQuantizer``: dynamic integer ranges.
 
-    Scales are computed by torchao's formulas, in its order and in the input's dtype, and have their
-    gradient; rounding is one pass.
+    Scales are computed by torchao's formulas, in its order and in the input's dtype; they have no
+    gradient there either. Rounding is one pass. The gradient is dy where torchao multiplies it by s
+    and by 1 / s, so it differs in the last bits.
     """
 
     def __init__(self, config: Any, kind: str, low: int, high: int) -> None:
@@ -182,20 +183,20 @@ class IntxFakeQuantize(nn.Module):
                 )
             blocks, _ = blocks_of("swap", x, "group", -1, size)
             grouped = x.reshape(x.shape[0], x.shape[1] // size, size)
-        least, most = grouped.amin(-1), grouped.amax(-1)
-        least = torch.min(least, torch.zeros_like(least))
-        most = torch.max(most, torch.zeros_like(most))
-        if self.kind == "token":
-            scale = ((most - least) / float(high - low)).clamp(min=eps)
-            with torch.no_grad():
+        with torch.no_grad():
+            least, most = torch.aminmax(grouped, dim=-1)
+            least, most = least.clamp(max=0.0), most.clamp(min=0.0)
+            zero: Tensor | None = None
+            if self.kind == "token":
+                scale = ((most - least) / float(high - low)).clamp(min=eps)
                 zero = (low - torch.round(least / scale)).clamp(low, high)
-        else:
-            scale = (torch.max(-least, most) / (float(high - low) / 2)).clamp(min=eps)
-            zero = torch.full_like(scale, int((high + low + 1) / 2)).detach()
-        scale = scale.to(torch.float32)
-        self.scale, self.zero_point = scale, zero.to(torch.int32)
-        # Zero points of a row with a NaN are none; its scale is NaN.
-        return _round(x, blocks, scale, zero.float(), low, high)
+            else:
+                scale = (torch.maximum(-least, most) / (float(high - low) / 2)).clamp(min=eps)
+            scale = scale.to(torch.float32)
+            whole = torch.zeros_like(scale) if zero is None else zero
+        # The zero point of a row with a NaN means nothing; its scale is NaN.
+        self.scale, self.zero_point = scale, whole.to(torch.int32)
+        return _round(x, blocks, scale, zero, low, high)
 
     def extra_repr(self) -> str:
         return f"{self.config}"

@@ -289,7 +289,13 @@ class FakeQuantize(nn.Module):
         self.fake_quant_enabled = enabled
 
     def _elements(self, x: Tensor) -> Tensor:
-        return _blocks(x.detach(), self.granularity, self.axis, self.block_size)
+        blocks = _blocks(x.detach(), self.granularity, self.axis, self.block_size)
+        if self.range != "dynamic" and blocks.shape[:-1] != self.shape:
+            raise ValueError(
+                f"regkern.FakeQuantize: expected `x` of blocks {tuple(self.shape)}, got "
+                f"{tuple(blocks.shape[:-1])}, of x {tuple(x.shape)}"
+            )
+        return blocks
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -350,10 +356,10 @@ class FakeQuantize(nn.Module):
                 self.initialize(x)
             s = self.scale.exp() if self.log_scale else self.scale
             s = _straight(s, s.clamp(min=_LEAST))
-            z = self.zero_point
-            if z is not None:
-                z = _straight(z, z.clamp(self.quant_min, self.quant_max))
-            return s, z
+            if self.zero_point is None:
+                return s, None
+            z = self.zero_point.clamp(self.quant_min, self.quant_max)
+            return s, _straight(self.zero_point, z)
         if self.range == "observed":
             s, z = self.calculate_qparams()
             return s, z if self._integer else None
@@ -425,13 +431,15 @@ class ElasticFakeQuantize(nn.Module):
     r"""One quantizer for many settings, with scale and offset learned for each of them (EQ-Net).
 
     .. math::
-        q = \operatorname{round}(\operatorname{clip}((x - \beta) / s,\ Q_n,\ Q_p)), \qquad
+        q = \operatorname{clip}(\operatorname{round}((x - \beta) / s),\ Q_n,\ Q_p), \qquad
         y = s\, q + \beta
 
     Bit width, granularity and symmetry can be changed from call to call, to train a network that
     works at all of them. Symmetric: Q_n = -2^(b-1), Q_p = 2^(b-1) - 1, β = 0; asymmetric: Q_n = 0,
     Q_p = 2^b - 1. The gradients are those of LSQ+, dβ = c dy where clipped, with the factor
-    c = 1 / sqrt(Q_p · elements) per tensor, and 2 / sqrt(Q_p · elements / C_in) per channel.
+    c = 1 / sqrt(Q_p · elements) per tensor, and 2 / sqrt(Q_p · elements / C_in) per channel. As in
+    `fake_quantize`, clipped is what rounds to a code outside: half a step beyond Q_n and Q_p, where
+    the paper has these themselves.
 
     Parameters
     ----------
