@@ -184,8 +184,8 @@ class IntxFakeQuantize(nn.Module):
             blocks, _ = blocks_of("swap", x, "group", -1, size)
             grouped = x.reshape(x.shape[0], x.shape[1] // size, size)
         with torch.no_grad():
-            least, most = torch.aminmax(grouped, dim=-1)
-            least, most = least.clamp(max=0.0), most.clamp(min=0.0)
+            # Two passes are faster than torch's aminmax along an axis.
+            least, most = grouped.amin(-1).clamp(max=0.0), grouped.amax(-1).clamp(min=0.0)
             zero: Tensor | None = None
             if self.kind == "token":
                 scale = ((most - least) / float(high - low)).clamp(min=eps)
