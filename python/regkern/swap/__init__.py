@@ -175,7 +175,9 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
 
     Known: ``torchvision.ops.DropBlock2d`` and ``DropBlock3d``; ``timm.layers.DropBlock2d``
     (1.0.23 and newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its
-    ``LinearScheduler`` too. `register_swap` adds others.
+    ``LinearScheduler`` too; ``torch.ao.quantization.FakeQuantize`` with integer zero points;
+    torchao's ``IntxFakeQuantizer`` with dynamic ranges; qtorch's ``Quantizer`` of fixed-point
+    numbers. `register_swap` adds others.
 
     Parameters
     ----------
@@ -194,7 +196,7 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     Only registered modules are found, no functions (``torchvision.ops.drop_block2d``) and nothing
     in plain lists. Where the old layer gives NaN or zeros (everything dropped; more than 65504
     elements kept in float16), the new one gives the result of the definition; and it keeps the
-    input's dtype.
+    input's dtype. NaN stays NaN in quantizers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"regkern.swap: expected `model` to be a module, got {type(model)}")
@@ -232,3 +234,4 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
 
 # The rules register themselves, a file per family.
 from regkern.swap import masks as masks  # noqa: E402
+from regkern.swap import quantize as quantize  # noqa: E402
