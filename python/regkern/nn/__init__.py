@@ -12,11 +12,14 @@ from regkern.nn.masks import (
 )
 from regkern.nn.quantize import (
     AnalogWeights,
+    ElasticFakeQuantize,
+    FakeQuantize,
     LatentQuantizer,
     MinMaxObserver,
     MovingAverageObserver,
     PercentileObserver,
     QuantNoise,
+    StochasticRound,
 )
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
+    "ElasticFakeQuantize",
+    "FakeQuantize",
     "LatentQuantizer",
     "LinearSchedule",
     "MinMaxObserver",
@@ -33,5 +38,6 @@ __all__ = [
     "PercentileObserver",
     "QuantNoise",
     "RandomErasing",
+    "StochasticRound",
     "linear_schedule",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -146,13 +145,16 @@ def _integer(name: str, low: int, high: int, step: float = 1.0) -> Format:
     return Format(name, f"int:{low}:{high}", "integer", max=largest, low=low, high=high, step=step)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# Not functools.lru_cache, which torch.compile warns of.
+_PARSED: dict[str, Format | None] = {}
+
+
 def _named(name: str) -> Format | None:
-    """Called, not traced, under torch.compile."""
-    return _parsed(name)
+    if name not in _PARSED:
+        _PARSED[name] = _parsed(name)
+    return _PARSED[name]
 
 
-@lru_cache(maxsize=256)
 def _parsed(name: str) -> Format | None:
     name = _ALIASES.get(name, name)
     if name in _MX or name == "nvfp4" or re.fullmatch(r"bfp([2-9]|1[0-6])", name):
