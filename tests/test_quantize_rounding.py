@@ -191,6 +191,16 @@ def test_random_bits(bits: int) -> None:
     assert len(torch.unique(u)) > 0.6 * min(4096, 2**bits)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_into_storage_rounds_to_the_same_numbers(dtype: torch.dtype) -> None:
+    # What overflows saturates; NaN and infinities are compared, too.
+    s = make_seed()
+    for x in (DENSE_FP32, EVERY_BF16.float(), torch.randn(4001)):
+        stored = stochastic_round(x, dtype, dtype=dtype, seed=s)
+        assert stored.dtype == dtype
+        assert same_bits(stored.float(), stochastic_round(x, dtype, seed=s))
+
+
 def test_seeds() -> None:
     x = torch.randn(100, 64)
     torch.manual_seed(3)

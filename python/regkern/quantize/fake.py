@@ -22,6 +22,7 @@ from regkern.quantize.rounding import (
     round_to,
     saturation,
 )
+from regkern.quantize.statistics import block_range_op
 from regkern.random import resolve_seed
 
 Gradient = Literal["clip", "identity"]
@@ -174,8 +175,8 @@ def _tensor_scale(op: str, x: Tensor, form: Format, given: Tensor | None) -> Ten
         return given.detach().reshape(1).to(torch.float32)
     if x.numel() == 0:
         return torch.ones((1,), dtype=torch.float32, device=x.device)
-    low, high = torch.aminmax(x.detach())
-    amax = torch.maximum(-low, high).to(torch.float32) / (6.0 * 448.0)
+    low, high = block_range_op(x.detach(), blocks_of(op, x, "tensor")[0])
+    amax = torch.maximum(-low[0], high[0]).to(torch.float32) / (6.0 * 448.0)
     # A tensor of zeros has scale 1: 0 / 0 has no meaning.
     return torch.where(amax == 0, torch.ones_like(amax), amax).reshape(1)
 
@@ -573,7 +574,8 @@ def fake_quantize(
     blocks, shape = blocks_of(op, x, granularity, axis, block_size)
     drawn = _seed(op, x, rounding, seed, generator)
     saturate = saturation(op, form, rounding, overflow)
-    save = gradient == "clip" and torch.is_grad_enabled()
+    # Nobody asks for the gradient of what requires none.
+    save = gradient == "clip" and torch.is_grad_enabled() and x.requires_grad
     tail = ("floor", None, rounding, drawn, random_bits, saturate, False, save)
     if scale is None:
         if zero_point is not None or log_scale:

@@ -53,7 +53,7 @@ def _fake_histogram(
     )
 
 
-_block_range = register("block_range", _fake_block_range)
+block_range_op = register("block_range", _fake_block_range)
 _moments = register("moments", _fake_moments)
 _moments_backward = register("moments_backward", lambda x, moments, grad, axis=None: dense_like(x))
 _moments_list = register("moments_list", _fake_moments_list)
@@ -275,7 +275,7 @@ def value_range(
     if x.numel() == 0:
         dtype = _statistic_dtype(x)
         return x.new_full(shape, math.inf, dtype=dtype), x.new_full(shape, -math.inf, dtype=dtype)
-    minimum, maximum = _block_range(x, sizes)
+    minimum, maximum = block_range_op(x, sizes)
     minimum, maximum = minimum.reshape(shape), maximum.reshape(shape)
     if order is not None and group_size is not None:
         back = [order.index(d) for d in range(len(order))]
