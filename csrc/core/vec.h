@@ -67,6 +67,27 @@ inline void store_block<float16>(const float* in, float16* out) {
 #endif
 }
 
+// n elements; out has room for whole blocks and gets zeros behind the last element.
+template <typename T, typename C>
+inline void load_elements(const T* in, int64_t n, C* out) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) load_block(in + i, out + i);
+  if (i == n) return;
+  T tail[kBlock] = {};
+  memcpy(tail, in + i, static_cast<size_t>(n - i) * sizeof(T));
+  load_block(tail, out + i);
+}
+// n elements of in, which is as long as whole blocks.
+template <typename T, typename C>
+inline void store_elements(const C* in, int64_t n, T* out) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) store_block<T>(in + i, out + i);
+  if (i == n) return;
+  T tail[kBlock];
+  store_block<T>(in + i, tail);
+  memcpy(out + i, tail, static_cast<size_t>(n - i) * sizeof(T));
+}
+
 // Copies kBlock results past the cache. out is aligned to 64 bytes.
 template <typename T>
 inline void stream_block(const T* in, T* out) {

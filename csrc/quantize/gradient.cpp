@@ -32,29 +32,6 @@ double sum_of(const T* values, int64_t n) {
   return lane_sum(lanes);
 }
 
-template <typename T, typename C>
-void load_some(const void* data, int64_t e, int n, C* out) {
-  const T* in = static_cast<const T*>(data) + e;
-  int i = 0;
-  for (; i + kBlock <= n; i += kBlock) load_block(in + i, out + i);
-  if (i < n) {
-    T tail[kBlock] = {};
-    memcpy(tail, in + i, static_cast<size_t>(n - i) * sizeof(T));
-    load_block(tail, out + i);
-  }
-}
-template <typename T, typename C>
-void store_some(const C* in, int n, void* data, int64_t e) {
-  T* out = static_cast<T*>(data) + e;
-  int i = 0;
-  for (; i + kBlock <= n; i += kBlock) store_block<T>(in + i, out + i);
-  if (i < n) {
-    T tail[kBlock];
-    store_block<T>(in + i, tail);
-    memcpy(out + i, tail, static_cast<size_t>(n - i) * sizeof(T));
-  }
-}
-
 template <typename C>
 struct Tile {
   alignas(64) C g[kSegment + kBlock], x[kSegment + kBlock], dscale[kSegment], dzero[kSegment];
@@ -110,14 +87,13 @@ TileFunction<C> tile_function(Rounding rounding) {
 template <typename T>
 void differentiate(const GradientArgs& args, TileFunction<compute_t<T>> function, int64_t e, int n,
                    const Scale<compute_t<T>>* scales, bool one_scale, Tile<compute_t<T>>& t) {
-  using C = compute_t<T>;
-  load_some<T, C>(args.g, e, n, t.g);
-  load_some<T, C>(args.x, e, n, t.x);
+  load_elements(static_cast<const T*>(args.g) + e, n, t.g);
+  load_elements(static_cast<const T*>(args.x) + e, n, t.x);
   const int skip = args.seed != nullptr ? static_cast<int>(e % kStep) : 0;
   if (args.seed != nullptr)
     draw_thresholds(args.rounder, load_seed(args.seed), e - skip, n + skip, t.threshold);
   function(args, n, skip, scales, one_scale, t);
-  store_some<T, C>(t.g, n, args.dx, e);
+  store_elements(t.g, n, static_cast<T*>(args.dx) + e);
 }
 
 template <typename T>

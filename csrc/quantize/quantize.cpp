@@ -18,30 +18,20 @@ constexpr int kPadded = kTile + kStep;
 
 template <typename C>
 void load_as(Dtype dtype, const void* x, int64_t e, int n, C* out) {
-  const auto load = [&]<typename T>(const T* in) {
-    if constexpr (sizeof(compute_t<T>) == sizeof(C)) {
-      int i = 0;
-      for (; i + kBlock <= n; i += kBlock) load_block(in + e + i, out + i);
-      if (i < n) {
-        T tail[kBlock] = {};
-        memcpy(tail, in + e + i, static_cast<size_t>(n - i) * sizeof(T));
-        load_block(tail, out + i);
-      }
-    }
-  };
-  dispatch_floating(dtype, [&](auto zero) { load(static_cast<const decltype(zero)*>(x)); });
+  dispatch_floating(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (sizeof(compute_t<T>) == sizeof(C))
+      load_elements(static_cast<const T*>(x) + e, n, out);
+  });
 }
 
 // n results to y, past the cache where `streaming`.
 template <typename T, typename C>
 void store_as(const C* in, int n, T* y, bool streaming) {
+  if (!streaming) return store_elements(in, n, y);
   alignas(64) T out[kPadded];
-  if (!streaming && n % kBlock == 0) {
-    for (int i = 0; i < n; i += kBlock) store_block<T>(in + i, y + i);
-    return;
-  }
-  for (int i = 0; i < n; i += kBlock) store_block<T>(in + i, out + i);
-  copy_bytes(out, y, n * static_cast<int64_t>(sizeof(T)), streaming);
+  store_elements(in, n, out);
+  copy_bytes(out, y, n * static_cast<int64_t>(sizeof(T)), true);
 }
 
 inline void store_codes(const QuantizeArgs& args, const float* in, int64_t e, int n) {

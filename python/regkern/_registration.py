@@ -177,3 +177,8 @@ def dense_like(x: Tensor) -> Tensor:
             if x.dim() == rank and x.is_contiguous(memory_format=layout):
                 return torch.empty_like(x, memory_format=layout)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What the kernels compute in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
-from regkern.quantize.levels import compute_dtype, needs
+from regkern._registration import compute_dtype, dense_like, register
+from regkern.quantize.levels import needs
 
 MOST_BITS = 24
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, function_apply, register
+from regkern._registration import compute_dtype, dense_like, function_apply, register
 from regkern.masks.drop_block import mask_apply_op
 from regkern.quantize.formats import Format, format_of
 from regkern.quantize.granularity import Granularity, blocks_of
@@ -29,11 +29,6 @@ Gradient = Literal["clip", "identity"]
 
 
 # ---- raw ops: fake kernels and autograd ----
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """What the kernels compute in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _fake_fake_quantize(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
-from regkern.quantize.levels import axis, compute_dtype
+from regkern._registration import compute_dtype, dense_like, register
+from regkern.quantize.levels import axis
 from regkern.random import resolve_seed
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
+from regkern._registration import compute_dtype, dense_like, register
 from regkern.quantize.levels import (
     axis,
     check_count,
     code_dtype,
-    compute_dtype,
     empty_codes,
     level_sum,
     needs,

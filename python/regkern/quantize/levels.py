@@ -8,16 +8,11 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
+from regkern._registration import compute_dtype, dense_like, register
 
 MOST_LEVELS = 4096
 
 Gradient = Literal["identity", "clip"]
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """What the kernels compute with: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def code_dtype(levels: int) -> torch.dtype:

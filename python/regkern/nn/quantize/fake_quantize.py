@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regkern import _checks as checks
+from regkern._registration import compute_dtype
 from regkern.nn.quantize.rounding import option_repr
-from regkern.quantize.fake import Gradient, compute_dtype, fake_quantize
+from regkern.quantize.fake import Gradient, fake_quantize
 from regkern.quantize.formats import Format, format_of
 from regkern.quantize.granularity import GRANULARITIES, Granularity
 from regkern.quantize.rounding import ROUNDINGS, Rounding, check_rounding
