@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import pytest
+import regkern
 import torch
 from regkern.nn.quantize.analog import AnalogWeights
 from regkern.nn.quantize.quant_noise import QuantNoise
@@ -733,3 +734,19 @@ def test_reference_numbers_blocks_as_the_kernel_does() -> None:
     words = reference.draws.words(SEED, "mask", torch.arange(8)).reshape(-1)
     kept = (words >= 2**31).float()
     assert torch.equal(quant_noise(torch.ones(4, 24), 0.5, 3, seed=SEED)[:, ::3].reshape(-1), kept)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "e4m3", "mxfp4", "nvfp4", "fixed8.6"])
+def test_every_format_is_a_quantizer(name: str) -> None:
+    """By name: the chosen blocks are exactly those of the format, the others do not move."""
+    w = torch.randn(24, 64, generator=torch.Generator().manual_seed(3))
+    q = regkern.quantize.quantize_weights(w, name)
+    assert torch.equal(regkern.quant_noise(w, 1.0, 8, name), q)
+    assert torch.equal(regkern.quant_noise(w, 0.3, 8, name, training=False), q)
+    y = regkern.quant_noise(w, 0.3, 8, name, seed=regkern.make_seed())
+    chosen = (y != w).view(24, 8, 8).any(-1)
+    mask = chosen.repeat_interleave(8, 1)
+    assert torch.equal(y, torch.where(mask, q, w))
+    assert 0 < chosen.double().mean() < 0.6
+    with pytest.raises(ValueError, match="one of bfloat16, float16"):
+        regkern.quant_noise(w, 0.3, 8, "int17")
