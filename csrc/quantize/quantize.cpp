@@ -96,10 +96,16 @@ template <typename C>
 struct Scales {
   alignas(64) C inverse[kPadded], scale[kPadded], zero_point[kPadded];
 
-  void fill(int begin, int end, const Scale<C>& s) {
-    for (int i = begin; i < end; ++i) inverse[i] = s.inverse;
-    for (int i = begin; i < end; ++i) scale[i] = s.scale;
-    for (int i = begin; i < end; ++i) zero_point[i] = s.zero_point;
+  void fill(int begin, int end, const Scale<C>& s, bool zero_points) {
+    const C i = s.inverse, f = s.scale, z = s.zero_point;
+#pragma omp simd
+    for (int k = begin; k < end; ++k) {
+      inverse[k] = i;
+      scale[k] = f;
+    }
+    if (!zero_points) return;
+#pragma omp simd
+    for (int k = begin; k < end; ++k) zero_point[k] = z;
   }
 };
 
@@ -315,6 +321,7 @@ class Walk {
     codes_ =
         args.store == Store::code8 || args.store == Store::code4 || args.store == Store::code16;
     searching_ = is_computed(args.scale.rule) && args.minimum == nullptr;
+    zero_points_ = args.scale.rule == ScaleRule::asymmetric || args.scale.zero_point != nullptr;
     const int64_t width = args.store == Store::float64                                    ? 8
                           : args.store == Store::float32                                  ? 4
                           : args.store == Store::bfloat16 || args.store == Store::float16 ? 2
@@ -351,6 +358,7 @@ class Walk {
     alignas(64) C buffer[kPadded];
     uint8_t inside[kPadded];
     const bool scaled = args_.scale.rule != ScaleRule::none;
+    if (!zero_points_) memset(scales.zero_point, 0, sizeof(scales.zero_point));
     int64_t filled = -1;  // the piece whose scales stand in `scales`
     for (int64_t item = begin; item < end; ++item) {
       const int64_t piece = item % pieces_, row_piece = item / pieces_;
@@ -470,7 +478,7 @@ class Walk {
       return;
     }
     for (int k = 0, begin = 0; k < blocks; begin = end_of(k++))
-      scales.fill(begin, end_of(k), {scale[k], inverse[k], zero[k]});
+      scales.fill(begin, end_of(k), {scale[k], inverse[k], zero[k]}, zero_points_);
   }
 
   void compute(ScaleRule rule, int blocks, const C* low, const C* high, C* inverse, C* scale,
@@ -519,7 +527,7 @@ class Walk {
   const QuantizeArgs& args_;
   const Blocks& b_;
   TileFunction<C> round_;
-  bool random_, codes_, searching_, streaming_, same_, direct_;
+  bool random_, codes_, searching_, zero_points_, streaming_, same_, direct_;
   int64_t width_ = 0, pieces_, per_block_ = 0;
   int64_t rows_, per_block_rows_;
 };
