@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -23,10 +24,18 @@ def _tool(name: str) -> str:
 
 def build_library(name: str, *options: str) -> Path:
     """Configures and builds one flavour of the CMake project; kept between sessions."""
-    import torch
-
     folder = ROOT / "build" / "tests" / name
     folder.mkdir(parents=True, exist_ok=True)
+    # Test processes that run side by side build it once.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _build(folder, options)
+    return folder
+
+
+def _build(folder: Path, options: tuple[str, ...]) -> None:
+    import torch
+
     subprocess.run(
         [
             _tool("cmake"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja",
@@ -40,7 +49,6 @@ def build_library(name: str, *options: str) -> Path:
     )  # fmt: skip
     built = subprocess.run([_tool("cmake"), "--build", str(folder)], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    return folder
 
 
 _EMULATOR = ("-DREGKERN_CPU=OFF", "-DREGKERN_CUDA=OFF", "-DREGKERN_EMULATOR=ON")

@@ -373,6 +373,11 @@ def _replay_elsewhere(
     return run.stdout
 
 
+# One process of several records, for all that replay.
+replays = pytest.mark.xdist_group("recorded")
+
+
+@replays
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
 def test_same_bits_in_every_instruction_set(recorded: Any, tmp_path: Path, capability: str) -> None:
     order = ["baseline", "avx2", "avx512"]
@@ -385,6 +390,7 @@ def test_same_bits_in_every_instruction_set(recorded: Any, tmp_path: Path, capab
     assert printed.strip() == capability
 
 
+@replays
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffle:1", "shuffle:2"])
 def test_same_bits_in_the_emulator(
     recorded: Any, emulator: Path, tmp_path: Path, order: str
@@ -394,6 +400,7 @@ def test_same_bits_in_the_emulator(
     )
 
 
+@replays
 def test_emulator_under_sanitizers(recorded: Any, sanitized_emulator: Path, tmp_path: Path) -> None:
     runtime = " ".join(
         subprocess.run(
@@ -419,6 +426,7 @@ on_gpu = pytest.mark.skipif(
 )
 
 
+@replays
 @on_gpu
 def test_same_bits_on_the_gpu(recorded: Any) -> None:
     _, calls, expected = recorded
@@ -430,6 +438,7 @@ def test_same_bits_on_the_gpu(recorded: Any) -> None:
     assert not different, f"{len(different)} of {len(calls)} calls differ: {different[:5]}"
 
 
+@replays
 @on_gpu
 def test_nothing_waits_for_the_gpu(recorded: Any) -> None:
     _, calls, _ = recorded
