@@ -20,16 +20,19 @@ double lane_sum(double lanes[kLanes]) {
   return lanes[0];
 }
 
+// A lane has kSegment / kLanes numbers at most, which it adds in their own type.
 template <typename T>
 double sum_of(const T* values, int64_t n) {
-  double lanes[kLanes] = {};
+  T lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
 #pragma omp simd
-    for (int l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(values[i + l]);
+    for (int l = 0; l < kLanes; ++l) lanes[l] += values[i + l];
   }
-  for (int l = 0; i + l < n; ++l) lanes[l] += static_cast<double>(values[i + l]);
-  return lane_sum(lanes);
+  for (int l = 0; i + l < n; ++l) lanes[l] += values[i + l];
+  double wide[kLanes];
+  for (int l = 0; l < kLanes; ++l) wide[l] = static_cast<double>(lanes[l]);
+  return lane_sum(wide);
 }
 
 template <typename C>
@@ -142,7 +145,8 @@ void first_sums(const GradientArgs& args) {
   const int64_t bands = (b.cols + kWidth - 1) / kWidth;
   parallel_for(b.outer * down * along * bands, 1, [&](int64_t begin, int64_t end) {
     Tile<C> tile;
-    Scratch<double> lanes(2 * kLanes * kWidth);
+    Scratch<C> lanes(2 * kLanes * kWidth);
+    Scratch<double> wide(2 * kLanes * kWidth);
     Scale<C> scales[kWidth];
     for (int64_t item = begin; item < end; ++item) {
       const int64_t band = item % bands, segment = item / bands % along;
@@ -151,24 +155,25 @@ void first_sums(const GradientArgs& args) {
       const int n = static_cast<int>(b.cols - c0 < kWidth ? b.cols - c0 : kWidth);
       for (int i = 0; i < n; ++i)
         scales[i] = given_scale<C>(args.scale, block_of(b, o, block_row * b.block_rows, c0 + i));
-      for (int i = 0; i < 2 * kLanes * kWidth; ++i) lanes[i] = 0.0;
+      for (int i = 0; i < 2 * kLanes * kWidth; ++i) lanes[i] = C(0);
       const int64_t first = block_row * b.block_rows + segment * kSegment;
       int64_t last =
           (block_row + 1) * b.block_rows < b.rows ? (block_row + 1) * b.block_rows : b.rows;
       last = first + kSegment < last ? first + kSegment : last;
       for (int64_t r = first; r < last; ++r) {
         differentiate<T>(args, function, (o * b.rows + r) * b.cols + c0, n, scales, false, tile);
-        double* lane = lanes.data() + (r - first) % kLanes * kWidth;
+        C* lane = lanes.data() + (r - first) % kLanes * kWidth;
 #pragma omp simd
         for (int i = 0; i < n; ++i) {
-          lane[i] += static_cast<double>(tile.dscale[i]);
-          lane[kLanes * kWidth + i] += static_cast<double>(tile.dzero[i]);
+          lane[i] += tile.dscale[i];
+          lane[kLanes * kWidth + i] += tile.dzero[i];
         }
       }
+      for (int i = 0; i < 2 * kLanes * kWidth; ++i) wide[i] = static_cast<double>(lanes[i]);
       for (int half = kLanes / 2; half > 0; half /= 2)
         for (int l = 0; l < half; ++l)
           for (int k = 0; k < 2; ++k) {
-            double* low = lanes.data() + (k * kLanes + l) * kWidth;
+            double* low = wide.data() + (k * kLanes + l) * kWidth;
             for (int i = 0; i < n; ++i) low[i] += low[half * kWidth + i];
           }
       for (int i = 0; i < n; ++i) {
@@ -176,8 +181,8 @@ void first_sums(const GradientArgs& args) {
         const int64_t slot = block * count +
                              ((b.shared ? o : 0) * b.block_cols + (c0 + i) % b.block_cols) * along +
                              segment;
-        args.partial[slot] = lanes[i];
-        if (zeros) zero_sums[slot] = lanes[kLanes * kWidth + i];
+        args.partial[slot] = wide[i];
+        if (zeros) zero_sums[slot] = wide[kLanes * kWidth + i];
       }
     }
   });

@@ -67,21 +67,21 @@ __global__ void __launch_bounds__(kThreads, 2) row_sums_kernel(GradientArgs args
     const int64_t block = block_of(b, o, r, block_col * b.block_cols);
     const int64_t slot =
         block * count + ((b.shared ? o : 0) * b.block_rows + r % b.block_rows) * along + segment;
-    double dscale = 0.0, dzero = 0.0;
+    C dscale = C(0), dzero = C(0);
     if (n > 0) {
       const Scale<C> s = tabled_scale<C>(args.scale, block);
 #pragma unroll(sizeof(C) == 8 ? 1 : 4)  // four doubles at a time would spill
       for (int64_t i = lane; i < n; i += 32) {
         const Gradients<C> d = differentiate<T>(args, row * b.cols + c0 + i, s, seed);
-        dscale += static_cast<double>(d.dscale);
-        dzero += static_cast<double>(d.dzero);
+        dscale += d.dscale;
+        dzero += d.dzero;
       }
     }
-    dscale = lane_sum(dscale);
-    if (lane == 0) args.partial[slot] = dscale;
+    const double scales = lane_sum(static_cast<double>(dscale));
+    if (lane == 0) args.partial[slot] = scales;
     if (args.dzero != nullptr) {
-      dzero = lane_sum(dzero);
-      if (lane == 0) args.partial[2 * all + slot] = dzero;
+      const double zeros = lane_sum(static_cast<double>(dzero));
+      if (lane == 0) args.partial[2 * all + slot] = zeros;
     }
   }
 }
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_sums_kernel(GradientArgs a
     int64_t last =
         (block_row + 1) * b.block_rows < b.rows ? (block_row + 1) * b.block_rows : b.rows;
     last = first + kSegment < last ? first + kSegment : last;
-    double dscale[kRowsPerWarp] = {}, dzero[kRowsPerWarp] = {};
+    C dscale[kRowsPerWarp] = {}, dzero[kRowsPerWarp] = {};
     int64_t block = 0;
     if (c < b.cols) {
       block = block_of(b, o, block_row * b.block_rows, c);
@@ -120,16 +120,16 @@ __global__ void __launch_bounds__(kThreads, 2) column_sums_kernel(GradientArgs a
           const int64_t row = r + warp * kRowsPerWarp + k;
           if (row >= last) continue;
           const Gradients<C> d = differentiate<T>(args, (o * b.rows + row) * b.cols + c, s, seed);
-          dscale[k] += static_cast<double>(d.dscale);
-          dzero[k] += static_cast<double>(d.dzero);
+          dscale[k] += d.dscale;
+          dzero[k] += d.dzero;
         }
       }
     }
     __syncthreads();  // the sums before have been read
 #pragma unroll
     for (int k = 0; k < kRowsPerWarp; ++k) {
-      scales[warp * kRowsPerWarp + k][lane] = dscale[k];
-      zeros[warp * kRowsPerWarp + k][lane] = dzero[k];
+      scales[warp * kRowsPerWarp + k][lane] = static_cast<double>(dscale[k]);
+      zeros[warp * kRowsPerWarp + k][lane] = static_cast<double>(dzero[k]);
     }
     __syncthreads();
     for (int half = kLanes / 2; half > 0; half /= 2) {
