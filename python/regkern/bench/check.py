@@ -51,7 +51,9 @@ def difference(
         if len(ours) != len(expected):
             return f"{len(ours)} tensors, but the reference returns {len(expected)}"
         for result, reference in zip(ours, expected, strict=True):
-            torch.testing.assert_close(result, reference, equal_nan=True)
+            # λ of a mix is float32: a tie between two bytes may fall to the other side.
+            byte: dict[str, Any] = {"rtol": 0.0, "atol": 1.0} if result.dtype == torch.uint8 else {}
+            torch.testing.assert_close(result, reference, equal_nan=True, **byte)
     except Exception as error:
         return reason(error)
     return None
