@@ -188,6 +188,22 @@ inline Tensor dense_like(const Tensor& t, const Dense& like) {
       t, t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
 }
 
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
+  return sizes;
+}
+
+// y, which is row-major, in the memory layout of x where that is channels last.
+inline Tensor laid_out(const Tensor& y, const Tensor& x) {
+  return x.is_contiguous() || !is_channels_last(x) ? y : dense_like(y, Dense{x, true});
+}
+
+// What kernels compute in.
+inline ScalarType compute_type(Dtype dtype) {
+  return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
+}
+
 inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
   return torch::stable::new_empty(like, sizes, dtype);
 }

@@ -184,12 +184,6 @@ Dropped drop(const Checks& check, const Dense& in, const Tensor& out, const Tens
   return {keep_mask ? mask : new_tensor(seed, {0}, ScalarType::Int), scale, active};
 }
 
-std::vector<int64_t> sizes_of(const Tensor& t) {
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
-  return sizes;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> drop_block(const Tensor& x, const Tensor& seed, double p,
                                                       std::vector<int64_t> block_size,
                                                       std::string border, std::string per,

@@ -48,8 +48,7 @@ void tile_as(const GradientArgs& args, int n, int skip, const Scale<C>* scales, 
   r.grid.kind = kKind;
   const auto gradient = [&](int i, const Scale<C>& s) {
     C threshold = fixed_threshold<C>(kRounding);
-    if constexpr (kRounding == Rounding::stochastic || kRounding == Rounding::noise)
-      threshold = t.threshold[skip + i];
+    if constexpr (is_random(kRounding)) threshold = t.threshold[skip + i];
     const Gradients<C> d = gradients(t.g[i], t.x[i], s, r, kRounding, threshold);
     t.g[i] = d.dx;
     t.dscale[i] = d.dscale;
@@ -216,11 +215,10 @@ void quantize_gradient(const GradientArgs& args, Context) {
     }
     void* out = k == 0 ? args.dscale : args.dzero;
     for (int64_t p = 0; p < blocks; ++p) {
-      const double value = from[p] * args.factor;
       if (args.dtype == Dtype::float64)
-        static_cast<double*>(out)[p] = value;
+        static_cast<double*>(out)[p] = from[p];
       else
-        static_cast<float*>(out)[p] = static_cast<float>(value);
+        static_cast<float*>(out)[p] = static_cast<float>(from[p]);
     }
   }
 }

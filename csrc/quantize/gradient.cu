@@ -175,16 +175,16 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
-    finish_kernel(const double* sums, double factor, C* out, int64_t blocks) {
+    finish_kernel(const double* sums, C* out, int64_t blocks) {
   for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < blocks;
        k += static_cast<int64_t>(gridDim.x) * kThreads)
-    out[k] = static_cast<C>(sums[k] * factor);
+    out[k] = static_cast<C>(sums[k]);
 }
 
 template <typename C>
-void finish(const double* sums, double factor, void* out, int64_t blocks, cudaStream_t stream) {
+void finish(const double* sums, void* out, int64_t blocks, cudaStream_t stream) {
   RK_LAUNCH((finish_kernel<C>), grid_blocks(ceil_div(blocks, int64_t{kThreads}), 8), kThreads, 0,
-            stream, sums, factor, static_cast<C*>(out), blocks);
+            stream, sums, static_cast<C*>(out), blocks);
 }
 
 }  // namespace
@@ -229,9 +229,9 @@ void quantize_gradient(const GradientArgs& given, Context context) {
     }
     void* out = k == 0 ? args.dscale : args.dzero;
     if (args.dtype == Dtype::float64)
-      finish<double>(from, args.factor, out, blocks, stream);
+      finish<double>(from, out, blocks, stream);
     else
-      finish<float>(from, args.factor, out, blocks, stream);
+      finish<float>(from, out, blocks, stream);
   }
 }
 

@@ -16,8 +16,8 @@
 //
 // The sums are trees that the code fixes: a segment is up to kSegment neighbours in a row of a
 // block, or up to kSegment rows of a column where blocks are narrow. Its element i goes to lane i
-// mod 32, in double; the lanes are added in halves; and the sums of the segments of a block are
-// summed likewise until one is left.
+// mod 32, 32 elements at most, in the compute type; the lanes are added in halves, in double; and
+// the sums of the segments of a block are summed likewise, in double, until one is left.
 
 namespace regkern::quantize {
 
@@ -33,7 +33,6 @@ struct GradientArgs {
   Rounder rounder;
   ScaleOptions scale;  // given
   const int64_t* seed;
-  double factor;
   void* inverse;  // scratch, one per block in the compute type
   // Twice (sums of scales, then those of zero points), each (block, segment).
   double* partial;

@@ -64,10 +64,6 @@ class BlockCursor {
   __device__ BlockCursor(const Blocks& b, int64_t e) : b_(b) { seek(e); }
 
   __device__ int64_t block() const { return block_; }
-  // Of the current element.
-  __device__ int64_t outer() const { return o_; }
-  __device__ int64_t row() const { return r_; }
-  __device__ int64_t col() const { return c_; }
   __device__ void next() {
     ++c_;
     if (--left_ > 0) return;

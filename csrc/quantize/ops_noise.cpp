@@ -11,14 +11,7 @@ namespace {
 Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 Tensor row_major_empty(const Tensor& like) {
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < like.dim(); ++i) sizes.push_back(like.size(i));
-  return new_tensor(like, sizes, like.scalar_type());
-}
-
-// A result in row-major order, in the layout of x.
-Tensor laid_out(const Tensor& y, const Tensor& x) {
-  return x.is_contiguous() || !is_channels_last(x) ? y : dense_like(y, Dense{x, true});
+  return new_tensor(like, sizes_of(like), like.scalar_type());
 }
 
 // Runs an in-place kernel on x itself, or on a row-major copy that is written back.
@@ -30,10 +23,6 @@ void in_place(const Tensor& x, F&& f) {
     Tensor target = x;
     torch::stable::copy_(target, dense);
   }
-}
-
-ScalarType compute_type(Dtype dtype) {
-  return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
 }
 
 int item_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
@@ -311,9 +300,8 @@ Tensor weight_noise(const Tensor& w, MaybeTensor seed, MaybeTensor scale, std::s
   // 0 copies stand for one without a dimension of its own.
   check.that(copies >= 0, "`copies` to be at least 0", std::to_string(copies));
   const Tensor dense = row_major(w);
-  std::vector<int64_t> sizes;
-  if (copies > 0) sizes.push_back(copies);
-  for (int64_t i = 0; i < w.dim(); ++i) sizes.push_back(w.size(i));
+  std::vector<int64_t> sizes = sizes_of(w);
+  if (copies > 0) sizes.insert(sizes.begin(), copies);
   const Tensor y = new_tensor(w, sizes, w.scalar_type());
   noise_into(check, dense, y, seed, scale,
              {kind, std_dev, rows, row_size, copies > 0 ? copies : 1, resolution, stochastic, c0,

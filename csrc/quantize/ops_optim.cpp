@@ -64,11 +64,7 @@ class Written {
   }
 
  private:
-  static Tensor fresh(const Tensor& t) {
-    std::vector<int64_t> sizes;
-    for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
-    return new_tensor(t, sizes, t.scalar_type());
-  }
+  static Tensor fresh(const Tensor& t) { return new_tensor(t, sizes_of(t), t.scalar_type()); }
   std::vector<std::pair<Tensor, Tensor>> pairs_;
 };
 

@@ -1,9 +1,9 @@
 #include <cmath>
 #include <cstdio>
 
-#include "core/op.h"
 #include "quantize/copy_stochastic.h"
 #include "quantize/gradient.h"
+#include "quantize/op.h"
 #include "quantize/quantize.h"
 #include "quantize/range.h"
 
@@ -58,22 +58,17 @@ Rounder make_rounder(const Checks& check, const std::string& format, const std::
   r.rounding = static_cast<Rounding>(check.one_of(
       rounding, "rounding",
       {"nearest_even", "nearest_away", "toward_zero", "floor", "stochastic", "noise"}));
-  const bool random = r.rounding == Rounding::stochastic || r.rounding == Rounding::noise;
   check.that(r.rounding != Rounding::noise || r.grid.kind == Kind::integer,
              "an integer `format` with rounding=\"noise\"", format);
   check.that(random_bits == 8 || random_bits == 16 || random_bits == 23,
              "`random_bits` to be 8, 16 or 23", std::to_string(random_bits));
   r.random_bits = static_cast<int>(random_bits);
   r.saturate = saturate;
-  if (random) {
+  if (is_random(r.rounding)) {
     check.that(seed.has_value(), "`seed` with rounding=\"" + rounding + "\"", "none");
     check.seed(*seed, x);
   }
   return r;
-}
-
-bool is_random(const Rounder& r) {
-  return r.rounding == Rounding::stochastic || r.rounding == Rounding::noise;
 }
 
 Store store_of(const Checks& check, ScalarType dtype, const Grid& g) {
@@ -125,26 +120,6 @@ Ordered ordered(const Tensor& x, const Blocks& b, bool random) {
   return {Dense{torch::stable::contiguous(x), false}, b};
 }
 
-Blocks parse_blocks(const Checks& check, const std::vector<int64_t>& b, int64_t numel) {
-  check.that(b.size() == 6, "`blocks` of 6 numbers", std::to_string(b.size()));
-  check.that(b[0] >= 0 && b[1] >= 0 && b[2] >= 0 && b[0] * b[1] * b[2] == numel,
-             "`blocks` of " + std::to_string(numel) + " elements",
-             std::to_string(b[0]) + " x " + std::to_string(b[1]) + " x " + std::to_string(b[2]));
-  check.that(b[3] >= 1 && b[4] >= 1, "blocks of at least 1 x 1",
-             std::to_string(b[3]) + " x " + std::to_string(b[4]));
-  check.that(b[5] == 0 || b[5] == 1, "the last of `blocks` to be 0 or 1", std::to_string(b[5]));
-  Blocks blocks{b[0], b[1], b[2], b[3], b[4], b[5] == 1};
-  // Nothing lies beyond the end of an axis.
-  if (blocks.block_rows > blocks.rows) blocks.block_rows = blocks.rows > 0 ? blocks.rows : 1;
-  if (blocks.block_cols > blocks.cols) blocks.block_cols = blocks.cols > 0 ? blocks.cols : 1;
-  return blocks;
-}
-
-// `y` in the memory layout of x, which was channels last.
-Tensor like_layout(const Tensor& y, const Tensor& x) {
-  return dense_like(y, Dense{x, is_channels_last(x) && !x.is_contiguous()});
-}
-
 // ---- round_to ----
 
 void run_round(const QuantizeArgs& base, const Dense& in, const Tensor& out) {
@@ -185,16 +160,13 @@ QuantizeArgs round_args(const Checks& check, const Tensor& x, const std::string&
   check.that(args.dtype == Dtype::float64 || store != ScalarType::Double,
              "a float64 `x` with `dtype` float64", "another");
   if (args.rounder.grid.kind == Kind::integer) args.scale.rule = ScaleRule::given;
-  args.seed = is_random(args.rounder) ? const_data<int64_t>(*seed) : nullptr;
+  args.seed = is_random(args.rounder.rounding) ? const_data<int64_t>(*seed) : nullptr;
   return args;
 }
 
 // The integers by themselves have scale 1.
-Tensor unit_scale(const Tensor& x) {
-  return torch::stable::fill_(
-      new_tensor(x, {1},
-                 x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
-      1.0);
+Tensor unit_scale(const Tensor& x, Dtype dtype) {
+  return torch::stable::fill_(new_tensor(x, {1}, compute_type(dtype)), 1.0);
 }
 
 Tensor round_to(const Tensor& x, std::string format, std::string rounding, MaybeTensor seed,
@@ -204,28 +176,16 @@ Tensor round_to(const Tensor& x, std::string format, std::string rounding, Maybe
   QuantizeArgs args = round_args(check, x, format, rounding, seed, random_bits, saturate, store);
   Tensor unit;
   if (args.scale.rule == ScaleRule::given) {
-    unit = unit_scale(x);
+    unit = unit_scale(x, args.dtype);
     args.scale.scale = unit.const_data_ptr();
   }
-  const Dense in = dense(x);
-  if (!in.channels_last) {
-    std::vector<int64_t> sizes;
-    for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
-    Tensor out = new_tensor(x, sizes, store);
-    run_round(args, in, out);
-    return out;
-  }
-  if (!is_random(args.rounder) && store == x.scalar_type()) {
-    Tensor out = torch::stable::empty_like(in.tensor);
-    run_round(args, in, out);
-    return out;
-  }
-  const Dense rows{torch::stable::contiguous(x), false};
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
-  Tensor out = new_tensor(x, sizes, store);
-  run_round(args, rows, out);
-  return like_layout(out, x);
+  Dense in = dense(x);
+  if (in.channels_last && (is_random(args.rounder.rounding) || store != x.scalar_type()))
+    in = {torch::stable::contiguous(x), false};
+  const Tensor out =
+      in.channels_last ? torch::stable::empty_like(in.tensor) : new_tensor(x, sizes_of(x), store);
+  run_round(args, in, out);
+  return in.channels_last ? out : laid_out(out, x);
 }
 
 void round_to_out(const Tensor& x, const Tensor& out, std::string format, std::string rounding,
@@ -237,15 +197,14 @@ void round_to_out(const Tensor& x, const Tensor& out, std::string format, std::s
       round_args(check, x, format, rounding, seed, random_bits, saturate, out.scalar_type());
   Tensor unit;
   if (args.scale.rule == ScaleRule::given) {
-    unit = unit_scale(x);
+    unit = unit_scale(x, args.dtype);
     args.scale.scale = unit.const_data_ptr();
   }
-  const bool last = is_channels_last(x) && is_channels_last(out) && !is_random(args.rounder);
+  const bool last =
+      is_channels_last(x) && is_channels_last(out) && !is_random(args.rounder.rounding);
   const Dense in = last ? Dense{x, true} : Dense{torch::stable::contiguous(x), false};
   if (last || out.is_contiguous()) return run_round(args, in, out);
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
-  const Tensor result = new_tensor(out, sizes, out.scalar_type());
+  const Tensor result = new_tensor(out, sizes_of(x), out.scalar_type());
   run_round(args, in, result);
   Tensor target = out;
   torch::stable::copy_(target, result);
@@ -298,6 +257,17 @@ ScaleOptions scale_options(const Checks& check, const Grid& g, const std::string
   return o;
 }
 
+// One number per block of x, in the compute type.
+Tensor per_block(const Checks& check, const Tensor& t, const char* name, const Tensor& x,
+                 ScalarType compute, int64_t count) {
+  check.same_device(t, name, x);
+  check.dtype(t, name, compute, compute == ScalarType::Double ? "float64" : "float32");
+  check.that(t.numel() == count || x.numel() == 0,
+             std::string("`") + name + "` of " + std::to_string(count) + " elements, one per block",
+             sizes_name(t));
+  return torch::stable::contiguous(t);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fake_quantize(
     const Tensor& x, std::vector<int64_t> blocks, std::string format, std::string rule,
     MaybeTensor scale, MaybeTensor zero_point, std::string mode, MaybeTensor tensor_scale,
@@ -309,27 +279,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fake_quantize(
   args.rounder = make_rounder(check, format, rounding, seed, random_bits, saturate, x);
   const Grid& g = args.rounder.grid;
   args.scale = scale_options(check, g, rule, mode);
-  const bool wide = args.dtype == Dtype::float64;
-  const ScalarType compute = wide ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_type(args.dtype);
   const Blocks asked = parse_blocks(check, blocks, x.numel());
   const int64_t count = block_count(asked);
-  const auto per_block = [&](const MaybeTensor& t, const char* name) {
-    check.same_device(*t, name, x);
-    check.dtype(*t, name, compute, wide ? "float64" : "float32");
-    check.that(
-        t->numel() == count || x.numel() == 0,
-        std::string("`") + name + "` of " + std::to_string(count) + " elements, one per block",
-        sizes_name(*t));
-    return torch::stable::contiguous(*t);
-  };
-  Tensor scales, zeros, tensor_scales;
+  Tensor scales, zeros;
   if (args.scale.rule == ScaleRule::given) {
     check.that(scale.has_value(), "`scale` with rule=\"given\"", "none");
-    scales = per_block(scale, "scale");
+    scales = per_block(check, *scale, "scale", x, compute, count);
     args.scale.scale = scales.const_data_ptr();
     if (zero_point.has_value()) {
       check.that(g.kind == Kind::integer, "no `zero_point` with a floating `format`", "one");
-      zeros = per_block(zero_point, "zero_point");
+      zeros = per_block(check, *zero_point, "zero_point", x, compute, count);
       args.scale.zero_point = zeros.const_data_ptr();
     }
   }
@@ -341,25 +301,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fake_quantize(
                sizes_name(*tensor_scale));
     args.scale.tensor_scale = const_data<float>(*tensor_scale);
   }
-  args.seed = is_random(args.rounder) ? const_data<int64_t>(*seed) : nullptr;
+  args.seed = is_random(args.rounder.rounding) ? const_data<int64_t>(*seed) : nullptr;
   args.numel = x.numel();
 
   const bool computed = is_computed(args.scale.rule);
   const bool encoded = args.scale.rule == ScaleRule::mx || args.scale.rule == ScaleRule::nvfp4;
-  Ordered in = ordered(x, asked, is_random(args.rounder));
+  Ordered in = ordered(x, asked, is_random(args.rounder.rounding));
   const bool reordered = in.x.channels_last && !one_block(asked);
   args.blocks = reordered ? in.blocks : flattened(in.blocks);
   args.x = in.x.tensor.const_data_ptr();
 
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
+  std::vector<int64_t> sizes = sizes_of(x);
   Tensor y;
   const int bits = g.kind == Kind::integer ? (g.high - g.low < 16    ? 4
                                               : g.high - g.low < 256 ? 8
                                                                      : 16)
                                            : 1 + g.exponent_bits + g.mantissa_bits;
   if (codes) {
-    check.that(!wide, "`x` of float32, bfloat16 or float16 with codes", "float64");
+    check.that(args.dtype != Dtype::float64, "`x` of float32, bfloat16 or float16 with codes",
+               "float64");
     check.that(bits <= 8 || g.kind == Kind::integer, "a `format` of at most 8 bits with codes",
                format);
     if (in.x.channels_last) {
@@ -419,14 +379,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fake_quantize(
       inside =
           transposed_bits(inside, x.size(0), x.numel() / x.size(0) / x.size(1), x.size(1), context);
   }
-  if (!codes && !in.x.channels_last) y = like_layout(y, x);
+  if (!codes && !in.x.channels_last) y = laid_out(y, x);
   return {y, scale_out, zero_out, code_out, inside};
 }
 
-std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(
-    const Tensor& g, const Tensor& x, std::vector<int64_t> blocks, std::string format,
-    const Tensor& scale, MaybeTensor zero_point, std::string rounding, MaybeTensor seed,
-    int64_t random_bits, bool saturate, double factor) {
+std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(const Tensor& g, const Tensor& x,
+                                                          std::vector<int64_t> blocks,
+                                                          std::string format, const Tensor& scale,
+                                                          MaybeTensor zero_point,
+                                                          std::string rounding, MaybeTensor seed,
+                                                          int64_t random_bits, bool saturate) {
   const Checks check("fake_quantize_backward");
   GradientArgs args{};
   args.dtype = check.floating(x, "x");
@@ -435,28 +397,18 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(
              "`g` of the shape and dtype of `x`", sizes_name(g));
   args.rounder = make_rounder(check, format, rounding, seed, random_bits, saturate, x);
   args.scale = scale_options(check, args.rounder.grid, "given", "floor");
-  const bool wide = args.dtype == Dtype::float64;
-  const ScalarType compute = wide ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_type(args.dtype);
   const Blocks asked = parse_blocks(check, blocks, x.numel());
   const int64_t count = block_count(asked);
-  const auto per_block = [&](const Tensor& t, const char* name) {
-    check.same_device(t, name, x);
-    check.dtype(t, name, compute, wide ? "float64" : "float32");
-    check.that(
-        t.numel() == count || x.numel() == 0,
-        std::string("`") + name + "` of " + std::to_string(count) + " elements, one per block",
-        sizes_name(t));
-    return torch::stable::contiguous(t);
-  };
-  const Tensor scales = per_block(scale, "scale");
+  const Tensor scales = per_block(check, scale, "scale", x, compute, count);
   args.scale.scale = scales.const_data_ptr();
   Tensor zeros;
   if (zero_point.has_value()) {
-    zeros = per_block(*zero_point, "zero_point");
+    zeros = per_block(check, *zero_point, "zero_point", x, compute, count);
     args.scale.zero_point = zeros.const_data_ptr();
   }
-  args.seed = is_random(args.rounder) ? const_data<int64_t>(*seed) : nullptr;
-  const Ordered in = ordered(x, asked, is_random(args.rounder));
+  args.seed = is_random(args.rounder.rounding) ? const_data<int64_t>(*seed) : nullptr;
+  const Ordered in = ordered(x, asked, is_random(args.rounder.rounding));
   args.blocks = in.x.channels_last && !one_block(asked) ? in.blocks : flattened(in.blocks);
   const Tensor upstream = dense_like(g, in.x);
   Tensor dx = torch::stable::empty_like(in.x.tensor);
@@ -468,7 +420,6 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(
     args.g = upstream.const_data_ptr();
     args.x = in.x.tensor.const_data_ptr();
     args.dx = dx.mutable_data_ptr();
-    args.factor = factor;
     const Tensor inverse = torch::stable::empty_like(scales);
     args.inverse = inverse.mutable_data_ptr();
     const int64_t sums = zero_point.has_value() ? 2 : 1;
@@ -480,7 +431,7 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward(
     args.dzero = zero_point.has_value() ? dzero.mutable_data_ptr() : nullptr;
     backend::quantize_gradient(args, OnDevice(x));
   }
-  return {in.x.channels_last ? dx : like_layout(dx, x), dscale, dzero};
+  return {in.x.channels_last ? dx : laid_out(dx, x), dscale, dzero};
 }
 
 }  // namespace
@@ -502,7 +453,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "fake_quantize_backward(Tensor g, Tensor x, int[] blocks, str format, Tensor scale, "
       "Tensor? zero_point=None, str rounding=\"nearest_even\", Tensor? seed=None, "
-      "int random_bits=16, bool saturate=True, float factor=1.0) "
+      "int random_bits=16, bool saturate=True) "
       "-> (Tensor dx, Tensor dscale, Tensor dzero_point)");
 }
 #endif

@@ -1,6 +1,6 @@
-#include "core/op.h"
 #include "quantize/histogram.h"
 #include "quantize/moments.h"
+#include "quantize/op.h"
 #include "quantize/range.h"
 
 // Ranges, moments and histograms.
@@ -8,34 +8,16 @@
 namespace regkern::quantize {
 namespace {
 
-ScalarType statistic_dtype(Dtype dtype) {
-  return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
-}
-
 // ---- block_range ----
-
-Blocks parse_blocks(const Checks& check, const Tensor& x, const std::vector<int64_t>& b) {
-  check.that(b.size() == 6,
-             "`blocks` of 6 numbers (outer, rows, cols, block_rows, block_cols, shared)",
-             std::to_string(b.size()));
-  check.that(b[0] >= 0 && b[1] >= 0 && b[2] >= 0 && b[0] * b[1] * b[2] == x.numel(),
-             "`blocks` with outer * rows * cols = " + std::to_string(x.numel()),
-             std::to_string(b[0]) + " * " + std::to_string(b[1]) + " * " + std::to_string(b[2]));
-  check.that(b[3] >= 1 && b[4] >= 1, "`blocks` with block_rows and block_cols of at least 1",
-             std::to_string(b[3]) + " and " + std::to_string(b[4]));
-  // A block beyond the tensor is one of the whole axis; sizes of blocks are multiplied later.
-  const int64_t rows = b[1] > 1 ? b[1] : 1, cols = b[2] > 1 ? b[2] : 1;
-  return {b[0], b[1], b[2], b[3] < rows ? b[3] : rows, b[4] < cols ? b[4] : cols, b[5] != 0};
-}
 
 std::tuple<Tensor, Tensor> block_range(const Tensor& x, std::vector<int64_t> blocks) {
   const Checks check("block_range");
   const Dtype dtype = check.floating(x, "x");
-  const Blocks b = parse_blocks(check, x, blocks);
+  const Blocks b = parse_blocks(check, blocks, x.numel());
   const Dense in = dense(x);
   const int64_t count = block_count(b);
-  Tensor minimum = new_tensor(x, {count}, statistic_dtype(dtype));
-  Tensor maximum = new_tensor(x, {count}, statistic_dtype(dtype));
+  Tensor minimum = new_tensor(x, {count}, compute_type(dtype));
+  Tensor maximum = new_tensor(x, {count}, compute_type(dtype));
   if (count > 0)
     backend::block_range(BlockRangeArgs{dtype, in.tensor.const_data_ptr(), b,
                                         minimum.mutable_data_ptr(), maximum.mutable_data_ptr()},

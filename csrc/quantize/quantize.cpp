@@ -118,9 +118,6 @@ struct Drawn {
   };
 };
 
-template <Rounding kRounding>
-constexpr bool kRandom = kRounding == Rounding::stochastic || kRounding == Rounding::noise;
-
 // x and y may be one. `codes`: the numbers of the grid itself, unscaled.
 template <typename C, Kind kKind, Rounding kRounding, bool kScaled, bool kInside>
 void round_tile(const QuantizeArgs& args, const C* x, int n, const Drawn<C>& drawn, int skip,
@@ -128,7 +125,7 @@ void round_tile(const QuantizeArgs& args, const C* x, int n, const Drawn<C>& dra
   const Rounder r = args.rounder;
   const Grid g = r.grid;
   const auto threshold_of = [&](int i) {
-    return kRandom<kRounding> ? drawn.threshold[skip + i] : fixed_threshold<C>(kRounding);
+    return is_random(kRounding) ? drawn.threshold[skip + i] : fixed_threshold<C>(kRounding);
   };
   if constexpr (kKind == Kind::cut) {
     const int dropped = 23 - g.mantissa_bits;
@@ -316,8 +313,7 @@ class Walk {
  public:
   explicit Walk(const QuantizeArgs& args) : args_(args), b_(args.blocks) {
     round_ = args.inside != nullptr ? tile_function<C, true>(args) : tile_function<C, false>(args);
-    random_ =
-        args.rounder.rounding == Rounding::stochastic || args.rounder.rounding == Rounding::noise;
+    random_ = is_random(args.rounder.rounding);
     codes_ =
         args.store == Store::code8 || args.store == Store::code4 || args.store == Store::code16;
     searching_ = is_computed(args.scale.rule) && args.minimum == nullptr;

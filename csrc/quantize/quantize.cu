@@ -119,7 +119,7 @@ __device__ __forceinline__ uint32_t round_lanes(const QuantizeArgs& args, const 
                                                 C v[kListLanes]) {
   const Rounder& r = args.rounder;
   const Grid& g = r.grid;
-  const bool random = r.rounding == Rounding::stochastic || r.rounding == Rounding::noise;
+  const bool random = is_random(r.rounding);
   const C fixed = fixed_threshold<C>(r.rounding);
   uint32_t inside = 0;
   if constexpr (kKind == Kind::cut) {
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads)
     quantize_kernel(QuantizeArgs args, bool aligned, bool codes, bool uniform_blocks) {
   RK_SHARED(DrawnWords, words, kThreads);
   const Rounder& r = args.rounder;
-  const bool random = r.rounding == Rounding::stochastic || r.rounding == Rounding::noise;
+  const bool random = is_random(r.rounding);
   const Seed seed = random ? load_seed(args.seed) : Seed{0, 0};
   const C tensor_scale = tensor_scale_of<C>(args);
   Scale<C> s{C(1), C(1), C(0)};

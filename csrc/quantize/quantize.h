@@ -75,7 +75,7 @@ REGKERN_HD uint32_t scale_code(const QuantizeArgs& args, C scale, C tensor_scale
     const int32_t least = code < 254 ? code : 254;
     return static_cast<uint32_t>(scale != scale ? 0xFF : least);
   }
-  const Grid e4m3{Kind::floating, 4, 3, 7, 448.0, 0, 0, false, true, true};
+  const Grid e4m3 = e4m3_grid();
   // The quotient is within an ulp of the e4m3 number that the product was made of.
   const C block = round_floating(scale / tensor_scale, e4m3, Rounding::nearest_even, true, C(0));
   return encode(static_cast<float>(block), e4m3);

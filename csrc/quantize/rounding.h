@@ -20,6 +20,10 @@ namespace regkern::quantize {
 
 enum class Rounding : int { nearest_even, nearest_away, toward_zero, floor, stochastic, noise };
 
+REGKERN_HD constexpr bool is_random(Rounding rounding) {
+  return rounding == Rounding::stochastic || rounding == Rounding::noise;
+}
+
 enum class Kind : int {
   floating,  // sign, exponent, mantissa
   cut,       // float32 with fewer mantissa bits: bfloat16, TF32, any e8mY
@@ -35,6 +39,11 @@ struct Grid {
   bool nan;            // has a NaN
   bool negative_zero;  // has -0
 };
+
+// What scales of NVFP4 are numbers of.
+REGKERN_HD constexpr Grid e4m3_grid() {
+  return {Kind::floating, 4, 3, 7, 448.0, 0, 0, false, true, true};
+}
 
 struct Rounder {
   Grid grid;

@@ -89,7 +89,7 @@ REGKERN_HD Scale<C> computed_scale(ScaleRule rule, const ScaleOptions& o, const 
     scale = power_of_two(x);
     inverse = power_of_two(-x);
   } else if (rule == ScaleRule::nvfp4) {
-    const Grid e4m3{Kind::floating, 4, 3, 7, 448.0, 0, 0, false, true, true};
+    const Grid e4m3 = e4m3_grid();
     const C wanted = amax / divisor / tensor_scale;
     // Not below the smallest normal number of e4m3, where its steps get coarse.
     const C block = round_floating(wanted > epsilon ? wanted : epsilon, e4m3,

@@ -74,8 +74,7 @@ def format_bits(element: str) -> int:
     if element.startswith("int:"):
         low, high = (int(v) for v in element.split(":")[1:])
         return 4 if high - low < 16 else 8 if high - low < 256 else 16
-    form = format_of("fake_quantize", element if element != "e2m1" else "e2m1fn")
-    return 4 if form.bits <= 4 else 8
+    return 4 if format_of("fake_quantize", element).bits == 4 else 8
 
 
 fake_quantize_op = register("fake_quantize", _fake_fake_quantize)
@@ -92,7 +91,6 @@ def _fake_gradient(
     seed: Tensor | None = None,
     random_bits: int = 16,
     saturate: bool = True,
-    factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     zeros = scale if zero_point is not None else scale.new_empty((0,))
     return dense_like(x), torch.empty_like(scale), torch.empty_like(zeros)
