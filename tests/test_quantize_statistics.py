@@ -137,7 +137,9 @@ def test_range_errors() -> None:
     with pytest.raises(TypeError, match="`axis` to be an int"):
         value_range(x, axis=1.0)  # type: ignore[arg-type]
     raw = torch.ops.regkern.block_range
-    with pytest.raises(RuntimeError, match="24 elements, outer \\* rows \\* cols, got 1 \\* 4 \\* 5"):
+    with pytest.raises(
+        RuntimeError, match="24 elements, outer \\* rows \\* cols, got 1 \\* 4 \\* 5"
+    ):
         raw(x, [1, 4, 5, 1, 1, 0])
     with pytest.raises(RuntimeError, match=r"`blocks` of 6 numbers .*, got 2"):
         raw(x, [1, 24])
