@@ -66,3 +66,17 @@ def same(op: str, name: str, value: Tensor, like: Tensor, what: str = "x") -> No
             f"regkern.{op}: expected `{name}` like `{what}` ({tuple(like.shape)}, {like.dtype}, "
             f"{like.device}), got {tuple(value.shape)}, {value.dtype}, {value.device}"
         )
+
+
+def scale(op: str, name: str, value: object) -> None:
+    """A number that is at least zero (infinity is one), or a tensor of one element."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"regkern.{op}: expected `{name}` to have one element, got {tuple(value.shape)}"
+            )
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
+        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"regkern.{op}: expected `{name}` to be at least 0, got {value}")

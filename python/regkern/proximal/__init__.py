@@ -1,0 +1,1 @@
+"""Proximal operators, projections, penalties and thresholds over tensors and whole networks."""
