@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def threshold(like: Tensor, *factors: float | Tensor | None) -> Tensor:
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     number = 1.0
-    product: Any = None
+    product: Tensor | None = None
     for factor in factors:
         if isinstance(factor, Tensor):
             factor = factor.to(device=like.device, dtype=dtype)
