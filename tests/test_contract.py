@@ -113,27 +113,36 @@ def test_matches_definition(sample: Sample) -> None:
 def test_opcheck(sample: Sample) -> None:
     seen = set()
     for name, args, kwargs in record(sample):
-        floats = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
-        if any(a.dtype in (torch.bfloat16, torch.float16) for a in floats):
-            continue  # the same graph as float32
-        key = (name, tuple(a.dtype for a in args if isinstance(a, Tensor)))
-        if key in seen:
-            continue
-        seen.add(key)
-        op = getattr(torch.ops.regkern, name).default
-        if op._schema.is_mutable:
-            torch.library.opcheck(op, args, kwargs, test_utils=("test_schema", "test_faketensor"))
-            continue
-        # Gradients for what the op can differentiate: the float tensors of a differentiable op.
-        if name in DIFFERENTIABLE:
-            args = tuple(
-                a.clone().requires_grad_()
-                if i == 0 and isinstance(a, Tensor) and a.is_floating_point()
-                else a
-                for i, a in enumerate(args)
-            )
-        torch.library.opcheck(op, args, kwargs)
+        key = _graph(name, args)
+        if key not in seen:
+            seen.add(key)
+            _opcheck(name, args, kwargs, "test_schema", "test_autograd_registration")
+            _opcheck(name, args, kwargs, "test_faketensor")
     assert seen
+
+
+def _graph(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What tells one call's graph from another's; bfloat16 and float16 have that of float32."""
+    halves = (torch.bfloat16, torch.float16)
+    dtypes = [a.dtype if isinstance(a, Tensor) else a is None for a in args]
+    return name, tuple(torch.float32 if d in halves else d for d in dtypes)
+
+
+def _opcheck(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *utils: str) -> None:
+    op = getattr(torch.ops.regkern, name).default
+    if op._schema.is_mutable:
+        # There is no functional form to trace, and autograd is refused.
+        utils = tuple(u for u in utils if u in ("test_schema", "test_faketensor"))
+    # Gradients for what the op can differentiate: the float tensors of a differentiable op.
+    elif name in DIFFERENTIABLE:
+        args = tuple(
+            a.clone().requires_grad_()
+            if i == 0 and isinstance(a, Tensor) and a.is_floating_point()
+            else a
+            for i, a in enumerate(args)
+        )
+    if utils:
+        torch.library.opcheck(op, args, kwargs, test_utils=utils)
 
 
 @differentiable
@@ -375,6 +384,17 @@ def _replay_elsewhere(
 
 # One process of several records, for all that replay.
 replays = pytest.mark.xdist_group("recorded")
+
+
+@replays
+def test_opcheck_traces_every_graph(recorded: Any) -> None:
+    """The slow part of opcheck, once for every op and set of optional arguments."""
+    _, calls, _ = recorded
+    graphs: dict[tuple[Any, ...], Call] = {}
+    for call in calls:
+        graphs.setdefault((call[0], tuple(a is None for a in call[1])), call)
+    for name, args, kwargs in graphs.values():
+        _opcheck(name, args, kwargs, "test_aot_dispatch_dynamic")
 
 
 @replays
