@@ -305,10 +305,12 @@ def test_rates_below_the_resolution_of_a_half() -> None:
     count = int(bits_of(sa0, bits).sum() + bits_of(sa1, bits).sum())
     expected = n * bits * rate
     assert abs(count - expected) < 5 * math.sqrt(expected)
-    # Here halves decide nothing, words do.
-    first, second = reference.stuck_at_masks((n,), bits, rate, 0.5, SEED)
-    assert torch.equal(sa0.long() & 0xFFFFFFFF, first)
-    assert torch.equal(sa1.long() & 0xFFFFFFFF, second)
+    # Here halves decide nothing, words do. The definition is slow: the first elements.
+    some = 50_000
+    first, second = reference.stuck_at_masks((some,), bits, rate, 0.5, SEED)
+    assert first.any() or second.any()
+    assert torch.equal(sa0[:some].long() & 0xFFFFFFFF, first)
+    assert torch.equal(sa1[:some].long() & 0xFFFFFFFF, second)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
