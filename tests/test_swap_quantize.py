@@ -10,7 +10,8 @@ import pytest
 import regkern
 import torch
 import torch.ao.quantization as ao
-from regkern.swap.quantize import AoFakeQuantize, FixedPointQuantizer, IntxFakeQuantize
+from regkern.swap.quantize import FixedPointQuantizer, IntxFakeQuantize
+from regkern.swap.torch_ao import AoFakeQuantize
 from torch import Tensor, nn
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization.fake_quantize import FakeQuantizeBase
 
 from regkern._registration import function_apply
 from regkern.quantize.fake import fake_quantize, fake_quantize_op
 from regkern.quantize.granularity import blocks_of
+from regkern.quantize.statistics import block_range_op
 from regkern.random import make_seed
 from regkern.swap import NoCounterpart, register_swap
 
@@ -23,7 +22,7 @@ _QSCHEMES = (
 )
 
 
-def _round(
+def round_given(
     x: Tensor, blocks: list[int], scale: Tensor, zero_point: Tensor | None, low: int, high: int
 ) -> Tensor:
     """The op itself: a range with a NaN gives NaN, as it does in the layers replaced here."""
@@ -54,69 +53,6 @@ def _in_range(low: int, high: int) -> None:
 # ---- torch.ao ----
 
 
-class AoFakeQuantize(FakeQuantizeBase):
-    """In the place of ``torch.ao.quantization.FakeQuantize``: its buffers, its observer."""
-
-    # What the old layer had, taken over by `_ao`.
-    scale: Tensor
-    zero_point: Tensor
-    activation_post_process: Any
-    is_per_channel: bool
-    ch_axis: int
-    dtype: torch.dtype
-    qscheme: torch.qscheme
-
-    def calculate_qparams(self) -> Any:  # type: ignore[override]
-        return self.activation_post_process.calculate_qparams()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.observer_enabled[0] == 1:
-            self.activation_post_process(x.detach())
-            for mine, new in zip(
-                (self.scale, self.zero_point), self.calculate_qparams(), strict=True
-            ):
-                if mine.shape != new.shape:
-                    mine.resize_(new.shape)
-                mine.copy_(new)
-        if self.fake_quant_enabled[0] != 1:
-            return x
-        low = self.activation_post_process.quant_min
-        high = self.activation_post_process.quant_max
-        granularity = "channel" if self.is_per_channel else "tensor"
-        if x.dtype == torch.float64:
-            # There 1 / s is rounded to float32 on the way.
-            return self._of_double(x, low, high)
-        blocks, shape = blocks_of("swap", x, granularity, self.ch_axis)
-        if self.scale.numel() != math.prod(shape):
-            raise ValueError(
-                f"regkern.swap: expected a scale for each of {math.prod(shape)} blocks of the "
-                f"input, got {self.scale.numel()}"
-            )
-        return _round(x, blocks, self.scale, self.zero_point, low, high)
-
-    def _of_double(self, x: Tensor, low: int, high: int) -> Tensor:
-        if self.is_per_channel:
-            return torch.fake_quantize_per_channel_affine(
-                x, self.scale, self.zero_point, self.ch_axis, low, high
-            )
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, low, high)
-
-    def extra_repr(self) -> str:
-        return (
-            f"quant_min={self.activation_post_process.quant_min}, "
-            f"quant_max={self.activation_post_process.quant_max}, qscheme={self.qscheme}, "
-            f"ch_axis={self.ch_axis}, observer_enabled={self.observer_enabled}, "
-            f"fake_quant_enabled={self.fake_quant_enabled}"
-        )
-
-    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
-        # Buffers of one element become as many as there are channels.
-        for name in ("scale", "zero_point"):
-            if prefix + name in state:
-                getattr(self, name).resize_(state[prefix + name].shape)
-        super()._load_from_state_dict(state, prefix, *args)
-
-
 def _taken_over(new: nn.Module, old: nn.Module) -> nn.Module:
     """Everything that the old layer holds, under the same names; tables of its own."""
     for name, value in vars(old).items():
@@ -128,6 +64,9 @@ def _taken_over(new: nn.Module, old: nn.Module) -> nn.Module:
 def _ao(old: Any) -> nn.Module:
     if old.qscheme not in _QSCHEMES:
         raise NoCounterpart(f"{old.qscheme} has zero points that are no integers")
+    # Loaded already, or there would be no such layer.
+    from regkern.swap.torch_ao import AoFakeQuantize
+
     observer = old.activation_post_process
     _in_range(observer.quant_min, observer.quant_max)
     return _taken_over(AoFakeQuantize.__new__(AoFakeQuantize), old)
@@ -173,7 +112,7 @@ class IntxFakeQuantize(nn.Module):
             eps = torch.finfo(x.dtype).smallest_normal
         if self.kind == "token":
             blocks, _ = blocks_of("swap", x, "token")
-            grouped = x
+            grouped = x.shape[:-1]
         else:
             size = x.shape[-1] if self.kind == "channel" else self.config.group_size
             if x.dim() != 2 or size < 2 or x.shape[-1] % size:
@@ -182,10 +121,12 @@ class IntxFakeQuantize(nn.Module):
                     f"of {size}, got {tuple(x.shape)}"
                 )
             blocks, _ = blocks_of("swap", x, "group", -1, size)
-            grouped = x.reshape(x.shape[0], x.shape[1] // size, size)
+            grouped = torch.Size((x.shape[0], x.shape[1] // size))
         with torch.no_grad():
-            # Two passes are faster than torch's aminmax along an axis.
-            least, most = grouped.amin(-1).clamp(max=0.0), grouped.amax(-1).clamp(min=0.0)
+            least, most = (
+                bound.to(x.dtype).view(grouped) for bound in block_range_op(x.detach(), blocks)
+            )
+            least, most = least.clamp(max=0.0), most.clamp(min=0.0)
             zero: Tensor | None = None
             if self.kind == "token":
                 scale = ((most - least) / float(high - low)).clamp(min=eps)
@@ -196,7 +137,7 @@ class IntxFakeQuantize(nn.Module):
             whole = torch.zeros_like(scale) if zero is None else zero
         # The zero point of a row with a NaN means nothing; its scale is NaN.
         self.scale, self.zero_point = scale, whole.to(torch.int32)
-        return _round(x, blocks, scale, zero, low, high)
+        return round_given(x, blocks, scale, zero, low, high)
 
     def extra_repr(self) -> str:
         return f"{self.config}"
