@@ -7,6 +7,7 @@ transform, and only those, therefore go through an `autograd.Function` over the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,7 +52,7 @@ class Op:
 
         `setup_context(ctx, inputs, output)` sees all arguments in the schema's order, and
         `backward(ctx, *grads)` returns one gradient for each of them. What `backward` calls is
-        differentiable itself, or `backward` is wrapped in `once_differentiable`.
+        differentiable itself, or `backward` is wrapped in `once_only`.
         """
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -131,6 +132,56 @@ def register(name: str, fake: Callable[..., Any], namespace: str = NAMESPACE) ->
 
         torch.library.register_vmap(qualified, rule)
     return op
+
+
+class _Refusal(torch.autograd.Function):
+    """The identity on a gradient. It has no derivative, and says so."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(op: str, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"regkern.{ctx.op}: expected no second derivative, which it has not")
+
+
+def once_only(op: str) -> Callable[[Backward], Backward]:
+    """Decorates the backward of an op that has no second derivative.
+
+    torch's `once_differentiable` looks at the incoming gradients alone: with a constant one, as in
+    a gradient penalty, the second derivative would be silently zero. This one looks at the saved
+    tensors as well.
+    """
+
+    def decorate(backward: Backward) -> Backward:
+        @functools.wraps(backward)
+        def once(ctx: Any, *grads: Any) -> Any:
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return results
+            sources = [
+                t for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad
+            ]
+            if not sources:
+                return results
+            one = not isinstance(results, tuple)
+            refused = tuple(
+                function_apply(_Refusal, op, r, *sources) if isinstance(r, Tensor) else r
+                for r in ((results,) if one else results)
+            )
+            return refused[0] if one else refused
+
+        return once
+
+    return decorate
 
 
 def composite(schema: str, function: Callable[..., Any]) -> None:
