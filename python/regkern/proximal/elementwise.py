@@ -275,7 +275,7 @@ def spread(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
             f"regkern.{op}: expected `{name}` to broadcast to {tuple(x.shape)}, got "
             f"{tuple(value.shape)}"
         ) from None
-    return value.to(compute_dtype(x))
+    return value.to(compute_dtype(x)).contiguous()
 
 
 def _spread_all(op: str, name: str, values: Any, xs: Sequence[Tensor]) -> list[Tensor]:
