@@ -146,17 +146,20 @@ double solve_capped(const RowPlan<C>& plan, double cap, const C* v, int64_t n) {
 }
 
 template <typename C>
-double solve_entmax(const RowPlan<C>& plan, const C* v, int64_t n, double* work) {
-  int64_t left = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    work[left] = (static_cast<double>(v[i]) - static_cast<double>(plan.shift)) * 0.5;
-    left += work[left] > -1.0;
-  }
+double solve_entmax(const RowPlan<C>& plan, const C* v, int64_t n, C* candidates, double* work) {
+  // A little more than can take part: a = (x − M) / 2 > −1 is decided in double.
+  const C low = plan.shift - C(2);
+  const C slack = (plan.shift < C(0) ? -plan.shift : plan.shift) * C(1e-6) + C(1e-5);
+  const int64_t near = compact<false>(v, n, C(0), low - slack, candidates);
+  for (int64_t i = 0; i < near; ++i)
+    work[i] = (static_cast<double>(candidates[i]) - static_cast<double>(plan.shift)) * 0.5;
+  int64_t left = near;
   return entmax_newton([&](double tau) -> SquareSums {
+    // τ grows: what is below it now stays there.
+    left = compact<false>(work, left, 0.0, tau, work);
     WideSum sum, squares;
     for (int64_t i = 0; i < left; ++i) {
       const double d = work[i] - tau;
-      if (!(d > 0.0)) continue;
       sum.add(d);
       squares.add(d * d);
     }
@@ -175,7 +178,7 @@ RowSolution<C> solve(const RowThresholdArgs& args, const C* v, int64_t n, double
     if (args.law == RowLaw::capped)
       s.exact = solve_capped(plan, args.cap, v, n);
     else if (args.law == RowLaw::entmax15)
-      s.exact = solve_entmax(plan, v, n, work);
+      s.exact = solve_entmax(plan, v, n, reinterpret_cast<C*>(work + n + 16), work);
     else if (w != nullptr)
       s.level = solve_weighted(plan, v, w, n);
     else if (uses_magnitudes(args.law))
@@ -261,7 +264,7 @@ void thresholds_of(const RowThresholdArgs& args, const RowThresholdItem& item, i
   const bool direct = kNative && layout.outer == 1;
   const int64_t tile = direct ? 0 : rows_together(layout, 0, layout.count);
   Scratch<C> in(tile * pitch), out(tile * pitch), target(args.target != nullptr ? tile * pitch + pitch : 0);
-  Scratch<double> work(n + 16);
+  Scratch<double> work((args.law == RowLaw::entmax15 ? 2 : 1) * (n + 16));
   int64_t zeros = 0;
   for (int64_t slice = begin; slice < end;) {
     const int64_t rows = direct ? 1 : rows_together(layout, slice, end);
