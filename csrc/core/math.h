@@ -124,4 +124,124 @@ REGKERN_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
   *n1 = r * s;
 }
 
+// ---- roots, and functions of one argument over the whole line ----
+
+REGKERN_HD float sqrt(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+REGKERN_HD double sqrt(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
+REGKERN_HD float fabs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu); }
+REGKERN_HD double fabs(double x) {
+  return bit_cast<double>(bit_cast<uint64_t>(x) & 0x7FFFFFFFFFFFFFFFull);
+}
+
+// |magnitude| with the sign of x.
+REGKERN_HD float copysign(float magnitude, float x) {
+  return bit_cast<float>((bit_cast<uint32_t>(magnitude) & 0x7FFFFFFFu) |
+                         (bit_cast<uint32_t>(x) & 0x80000000u));
+}
+REGKERN_HD double copysign(double magnitude, double x) {
+  return bit_cast<double>((bit_cast<uint64_t>(magnitude) & 0x7FFFFFFFFFFFFFFFull) |
+                          (bit_cast<uint64_t>(x) & 0x8000000000000000ull));
+}
+
+// eˣ for |x| ≤ 87, within 2 ulp; outside, the value at the nearer end.
+REGKERN_HD float exp(float x) {
+  x = x > 87.0f ? 87.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2²³ rounds to an integer
+  const float k = shifted - 12582912.0f;
+  const float r = (x - k * 0.693145752f) - k * 1.42860677e-6f;
+  float series = 1.0f / 5040;
+  series = series * r + 1.0f / 720;
+  series = series * r + 1.0f / 120;
+  series = series * r + 1.0f / 24;
+  series = series * r + 1.0f / 6;
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const uint32_t exponent = bit_cast<uint32_t>(shifted) - bit_cast<uint32_t>(12582912.0f);
+  return series * bit_cast<float>((exponent + 127u) << 23);
+}
+
+// ln(1 + u) for u ≥ 0, within 4 ulp: what 1 + u rounds away is a factor to first order.
+template <typename C>
+REGKERN_HD C log1p(C u) {
+  const C w = C(1) + u, d = w - C(1);
+  const C scale = u / (d > C(0) ? d : C(1));
+  return d > C(0) && d < static_cast<C>(__builtin_inf()) ? regkern::log(w) * scale : u;
+}
+
+// x^(1/3) for x ≥ 0, within 3 ulp. The exponent over three is a first guess within 4 %, and
+// each of Halley's steps, y (y³ + 2x) / (2y³ + x), cubes the error. Subnormals are scaled by 2²⁴.
+REGKERN_HD float cbrt(float x) {
+  const bool tiny = x < 1.17549435e-38f;
+  const float a = tiny ? x * 16777216.0f : x;
+  float y = bit_cast<float>(bit_cast<uint32_t>(a) / 3u + 0x2A512CE3u);
+  for (int i = 0; i < 3; ++i) {
+    const float cube = y * y * y;
+    y = y * ((cube + 2.0f * a) / (2.0f * cube + a));
+  }
+  y = tiny ? y * 0.00390625f : y;
+  return x > 0.0f && x < static_cast<float>(__builtin_inf()) ? y : x;
+}
+REGKERN_HD double cbrt(double x) {
+  const bool tiny = x < 2.2250738585072014e-308;
+  const double a = tiny ? x * 18014398509481984.0 : x;  // 2⁵⁴
+  // Of the upper half alone: a division of 64 bits does not vectorise.
+  const uint32_t upper = static_cast<uint32_t>(bit_cast<uint64_t>(a) >> 32);
+  double y = bit_cast<double>(static_cast<uint64_t>(upper / 3u + 0x2A9F7625u) << 32);
+  for (int i = 0; i < 4; ++i) {
+    const double cube = y * y * y;
+    y = y * ((cube + 2.0 * a) / (2.0 * cube + a));
+  }
+  y = tiny ? y * 3.814697265625e-06 : y;  // 2⁻¹⁸
+  return x > 0.0 && x < __builtin_inf() ? y : x;
+}
+
+// arctan x within 3 ulp, NaN for NaN: |x| > 1 is turned by π/2, and what is beyond tan π/8 then by
+// π/4, so that the series is one of |z| ≤ tan π/8.
+REGKERN_HD float atan(float x) {
+  const float magnitude = fabs(x);
+  const float t = magnitude > 1.0f ? 1.0f / magnitude : magnitude;
+  const bool far = t > 0.414213562f;
+  const float z = far ? (t - 1.0f) / (t + 1.0f) : t, q = z * z;
+  float series = -1.0f / 19;
+  series = series * q + 1.0f / 17;
+  series = series * q - 1.0f / 15;
+  series = series * q + 1.0f / 13;
+  series = series * q - 1.0f / 11;
+  series = series * q + 1.0f / 9;
+  series = series * q - 1.0f / 7;
+  series = series * q + 1.0f / 5;
+  series = series * q - 1.0f / 3;
+  float angle = z + z * q * series;
+  angle = far ? angle + 0.785398163f : angle;
+  angle = magnitude > 1.0f ? 1.57079633f - angle : angle;
+  return copysign(angle, x);
+}
+REGKERN_HD double atan(double x) {
+  const double magnitude = fabs(x);
+  const double t = magnitude > 1.0 ? 1.0 / magnitude : magnitude;
+  const bool far = t > 0.41421356237309503;
+  const double z = far ? (t - 1.0) / (t + 1.0) : t, q = z * z;
+  double series = 0.0;
+  for (int n = 21; n > 0; --n) series = series * q + (n % 2 == 0 ? 1.0 : -1.0) / (2 * n + 1);
+  double angle = z + z * q * series;
+  angle = far ? angle + 0.78539816339744831 : angle;
+  angle = magnitude > 1.0 ? 1.5707963267948966 - angle : angle;
+  return copysign(angle, x);
+}
+
 }  // namespace regkern
