@@ -9,27 +9,33 @@
 namespace regkern {
 
 // The sum over all lanes of a team of a power of two of threads, at most a warp, in every thread of
-// it. K, the stripes of different lanes, is a power of two. All threads of the warp call it.
-template <typename A, int K, int V>
-__device__ __forceinline__ A fold_team(A (&lanes)[K][V], int team) {
+// it: term(k, v) is the thread's part of stripe k at its neighbour v. K, the stripes of different
+// lanes, is a power of two. All threads of the warp call it.
+template <typename A, int K, int V, typename Term>
+__device__ __forceinline__ A fold_team(int team, const Term& term) {
+  A sums[V];
 #pragma unroll
-  for (int half = K / 2; half > 0; half /= 2) {
+  for (int v = 0; v < V; ++v) {
+    A lanes[K];
 #pragma unroll
-    for (int k = 0; k < half; ++k) {
+    for (int k = 0; k < K; ++k) lanes[k] = term(k, v);
 #pragma unroll
-      for (int v = 0; v < V; ++v) lanes[k][v] += lanes[k + half][v];
+    for (int half = K / 2; half > 0; half /= 2) {
+#pragma unroll
+      for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
     }
+    sums[v] = lanes[0];
   }
   for (int offset = team / 2; offset > 0; offset /= 2) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) lanes[0][v] += __shfl_xor_sync(kWholeWarp, lanes[0][v], offset);
+    for (int v = 0; v < V; ++v) sums[v] += __shfl_xor_sync(kWholeWarp, sums[v], offset);
   }
 #pragma unroll
   for (int half = V / 2; half > 0; half /= 2) {
 #pragma unroll
-    for (int v = 0; v < half; ++v) lanes[0][v] += lanes[0][v + half];
+    for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
   }
-  return lanes[0][0];
+  return sums[0];
 }
 
 // Threads of a block that has one lane each for V neighbours: kLanes lanes in all.
@@ -45,21 +51,10 @@ __device__ __forceinline__ A fold_block(const A (&lanes)[V], A* shared) {
   for (int v = 0; v < V; ++v) shared[static_cast<int>(threadIdx.x) * V + v] = lanes[v];
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  A folded[1][V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    A warps[kWarps];
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) warps[w] = shared[(w * 32 + lane) * V + v];
-#pragma unroll
-    for (int half = kWarps / 2; half > 0; half /= 2) {
-#pragma unroll
-      for (int w = 0; w < half; ++w) warps[w] += warps[w + half];
-    }
-    folded[0][v] = warps[0];
-  }
+  // Every warp folds the same lanes of all warps, so that every thread has the sum.
+  const A sum = fold_team<A, kWarps, V>(32, [&](int w, int v) { return shared[(w * 32 + lane) * V + v]; });
   __syncthreads();
-  return fold_team<A, 1, V>(folded, 32);
+  return sum;
 }
 
 }  // namespace regkern

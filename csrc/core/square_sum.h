@@ -24,15 +24,6 @@ constexpr int kLanes = 1024;
 REGKERN_HD bool square_sum_holds(float sum) { return sum >= 1e-30f && sum <= 1e37f; }
 REGKERN_HD bool square_sum_holds(double) { return true; }
 
-// √ of a sum of squares, rounded correctly everywhere.
-REGKERN_HD double square_root(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
-}
-
 // The least power of two that is not below n, for n ≥ 1.
 REGKERN_HD int power_of_two_from(int n) {
   int power = 1;
