@@ -5,7 +5,6 @@
 #include "core/dtype.h"
 #include "core/macros.h"
 #include "core/math.h"
-#include "core/random.h"
 
 // The rules of the optimizers, for one element each. C is what a kernel computes in.
 
@@ -30,15 +29,6 @@ struct LearningRate {
 REGKERN_HD double load_rate(const LearningRate& rate) {
   return rate.at != nullptr ? *rate.at : rate.value;
 }
-
-REGKERN_HD float square_root(float x) {
-#if defined(__CUDA_ARCH__)
-  return __fsqrt_rn(x);
-#else
-  return __builtin_sqrtf(x);
-#endif
-}
-REGKERN_HD double square_root(double x) { return sqrt_rn(x); }
 
 // ---- AdamW ----
 //
@@ -74,12 +64,13 @@ REGKERN_HD AdamWScalars<C> adamw_scalars(const AdamWHyper& a, double t) {
   const double rate = load_rate(a.rate);
   return {static_cast<C>(1.0 - rate * a.weight_decay),
           static_cast<C>(-(rate / (1.0 - power(a.beta1, t)))),
-          static_cast<C>(1.0 / sqrt_rn(1.0 - power(a.beta2, t))), C(0)};
+          static_cast<C>(1.0 / regkern::sqrt(1.0 - power(a.beta2, t))), C(0)};
 }
 
 template <typename C, bool kAmsgrad>
 struct AdamWRule {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
+  static constexpr bool kMetric = true;  // it has a denominator
   C sign, decay, step_size, inverse_root, weight, beta2, weight2, eps;
   bool near;
 
@@ -98,7 +89,7 @@ struct AdamWRule {
   }
 
   // √v̂ + ε of the largest v.
-  REGKERN_HD C denominator(C largest) const { return square_root(largest) * inverse_root + eps; }
+  REGKERN_HD C denominator(C largest) const { return regkern::sqrt(largest) * inverse_root + eps; }
 
   REGKERN_HD C operator()(C p, C g, C& m, C& v, C& most) const {
     g *= sign;
@@ -129,6 +120,7 @@ struct SgdHyper {
 template <typename C, bool kMomentum>
 struct SgdRule {
   static constexpr int kStates = kMomentum ? 1 : 0;
+  static constexpr bool kMetric = false;
   C sign, step_size, weight_decay, momentum, share;
   bool nesterov, fresh;
 
