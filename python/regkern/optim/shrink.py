@@ -341,7 +341,9 @@ class _Analysis:
                 return None
             kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
             if method:
-                return x.holding(_mapped(lambda c: getattr(c, str(target))(*args[1:], **kwargs), x.const))
+                return x.holding(
+                    _mapped(lambda c: getattr(c, str(target))(*args[1:], **kwargs), x.const)
+                )
             return x.holding(_mapped(lambda c: target(c, *args[1:], **kwargs), x.const))  # type: ignore[operator]
         if target is torch.flatten or (method and target == "flatten"):
             start = node.kwargs.get("start_dim", args[1] if len(args) > 1 else 0)
@@ -431,7 +433,9 @@ class _Analysis:
                 if math.isnan(const):
                     stays.setdefault(root, f"what `{layer.name}` reads of them is not constant")
                 elif padded:
-                    stays.setdefault(root, f"`{layer.name}` pads a constant other than 0 with zeros")
+                    stays.setdefault(
+                        root, f"`{layer.name}` pads a constant other than 0 with zeros"
+                    )
         gone = every - stays.keys()
         for layer in self.layers:
             for value in (layer.written, layer.read):
@@ -491,8 +495,11 @@ def _sole(node: object) -> bool:
             return False
         inputs = node.all_input_nodes
         if node.op == "call_module" or len(inputs) != 1:
-            module = node.graph.owning_module.get_submodule(str(node.target)) \
-                if node.op == "call_module" and node.graph.owning_module is not None else None
+            module = (
+                node.graph.owning_module.get_submodule(str(node.target))
+                if node.op == "call_module" and node.graph.owning_module is not None
+                else None
+            )
             if not isinstance(module, (*_NOTHING, nn.Flatten)) and not getattr(
                 module, "inplace", False
             ):
