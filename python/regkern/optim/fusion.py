@@ -1,0 +1,71 @@
+"""Which penalties a fused step applies while the parameter is in the cache, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from regkern.proximal.groups import Groups
+from regkern.proximal.penalty import Penalty
+
+After = Literal["elements", "groups", "metric"]
+
+#: The longest group that is shrunk in the step: longer ones are more than one segment of a sum.
+LONGEST_RUN = 1 << 16
+
+
+@dataclass(frozen=True)
+class Following:
+    """What follows the step of every element, or group, as the ops take it.
+
+    ``soft`` is the λ of the soft threshold before group norms are taken.
+    """
+
+    after: After
+    law: str
+    shape: float = 0.0
+    nonnegative: bool = False
+    positive: bool = False
+    soft: float | Tensor | None = None
+    groups: Groups | None = None
+    root_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """Groups of a tensor that are runs of neighbours, and the weight that they share."""
+
+    length: int
+    weight: float
+
+
+Describe = Callable[[Any], Following | None]
+_DESCRIPTIONS: dict[type[Penalty], Describe] = {}
+
+
+def fuses(kind: type[Penalty], describe: Describe) -> None:
+    """Registers how a penalty's class is described; None where an object of it is not fused."""
+    _DESCRIPTIONS[kind] = describe
+
+
+def following(penalty: Penalty | None) -> Following | None:
+    """What a step applies of this penalty; None: nothing, its ``prox_`` follows."""
+    describe = _DESCRIPTIONS.get(type(penalty)) if penalty is not None else None
+    return None if describe is None else describe(penalty)
+
+
+def run_of(what: Following, p: Tensor) -> Run | None:
+    """The groups of a tensor; None where they are no runs of neighbours, or too long."""
+    if what.groups is None:
+        return Run(1, 1.0)
+    layout = what.groups.layout([p])
+    outer, _, inner = layout.geometry
+    if layout.map is not None or layout.group_sizes is not None or outer != 1:
+        return None
+    if not 1 <= inner <= LONGEST_RUN or p.numel() == 0:
+        return None
+    return Run(inner, math.sqrt(inner) if what.root_weights else 1.0)
