@@ -52,7 +52,8 @@ __device__ __forceinline__ A fold_block(const A (&lanes)[V], A* shared) {
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   // Every warp folds the same lanes of all warps, so that every thread has the sum.
-  const A sum = fold_team<A, kWarps, V>(32, [&](int w, int v) { return shared[(w * 32 + lane) * V + v]; });
+  const A sum =
+      fold_team<A, kWarps, V>(32, [&](int w, int v) { return shared[(w * 32 + lane) * V + v]; });
   __syncthreads();
   return sum;
 }

@@ -14,8 +14,8 @@
 //
 // The sum of a slice has one order. Contiguous runs (outer = 1), and runs of kColumnsBelow
 // elements or more, are added as core/square_sum.h says, and in double in order of `outer`. Shorter
-// ones go by columns j = (slice, inner): chunks of kChunkRows rows, a chunk's column added in double
-// in order; then the chunks of a column in order, then the columns of a slice in order. The
+// ones go by columns j = (slice, inner): chunks of kChunkRows rows, a chunk's column added in
+// double in order; then the chunks of a column in order, then the columns of a slice in order. The
 // slices of a group are added in double as kGroupLanes lanes, folded in halves.
 
 namespace regkern::proximal {
@@ -71,8 +71,7 @@ REGKERN_HD double sum_partials(const GroupRow& row, const double* partials, int6
   const int64_t segments = segments_of(row);
   for (int64_t o = 0; o < row.outer; ++o) {
     double run = 0.0;
-    for (int64_t g = 0; g < segments; ++g)
-      run += all[(o * row.slices + slice) * segments + g];
+    for (int64_t g = 0; g < segments; ++g) run += all[(o * row.slices + slice) * segments + g];
     total += run;
   }
   return total;
@@ -195,9 +194,7 @@ struct GroupRowsArgs {
 };
 
 // Whether group_rows takes the tensor.
-REGKERN_HD bool in_one_pass(const GroupRow& row) {
-  return row.outer == 1 && row.inner <= kSegment;
-}
+REGKERN_HD bool in_one_pass(const GroupRow& row) { return row.outer == 1 && row.inner <= kSegment; }
 
 }  // namespace regkern::proximal
 

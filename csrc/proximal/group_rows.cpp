@@ -1,0 +1,65 @@
+#include "core/tensor_list.h"
+#include "core/vec.h"
+#include "proximal/group_blocks.h"
+
+namespace regkern::REGKERN_ISA {
+namespace {
+
+using namespace proximal;
+
+constexpr int64_t kBatchElements = 4096;  // of the groups of a batch, which stay in the cache
+
+// y ← factor · x over a group.
+template <Before kBefore, typename T>
+inline void scale_run(const Prepared<kBefore, T>& x, compute_t<T> factor, int64_t n, T* y) {
+  using C = compute_t<T>;
+  if (kBefore == Before::nothing && factor == C(1)) {
+    if (x.x != y) memcpy(y, x.x, static_cast<size_t>(n) * sizeof(T));
+  } else if (factor == C(0)) {
+    memset(y, 0, static_cast<size_t>(n) * sizeof(T));
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = narrowed<T>(factor * x(i));
+  }
+}
+
+template <Before kBefore, typename T>
+void rows_of(const GroupRowsArgs& args) {
+  using C = compute_t<T>;
+  parallel_for_list(args.sums.rows, args.sums.count, kGrain,
+                    [&](const GroupRow& row, int64_t begin, int64_t end) {
+                      const auto x = prepared<kBefore, T>(row, args.sums.soft, args.sums.positive);
+                      T* const y = static_cast<T*>(row.y);
+                      const int64_t n = row.inner;
+                      // The groups that begin in the piece.
+                      const int64_t first = (begin + n - 1) / n, last = (end + n - 1) / n;
+                      const int64_t fit = kBatchElements / n;
+                      const int64_t batch = fit < 1 ? 1 : smaller(fit, kBatch);
+                      double sums[kBatch];
+                      C factors[kBatch];
+                      int64_t zeros = 0;
+                      for (int64_t g = first; g < last; g += batch) {
+                        const int m = static_cast<int>(smaller(batch, last - g));
+                        for (int i = 0; i < m; ++i) {
+                          const auto run = x.from((g + i) * n);
+                          sums[i] = run_square_sum<C>(static_cast<int>(n), row.numel - (g + i) * n,
+                                                      [=](int k) { return run(k); });
+                        }
+                        zeros += law_batch<C>(args.law, row, g, m, sums, factors);
+                        for (int i = 0; i < m; ++i)
+                          scale_run<kBefore, T>(x.from((g + i) * n), factors[i], n,
+                                                y + (g + i) * n);
+                      }
+                      add_zeros(args.law, zeros);
+                    });
+}
+
+}  // namespace
+
+void group_rows(const GroupRowsArgs& args, Context) {
+  dispatch_before(args.sums.before, args.sums.dtype, [&](auto before, auto zero) {
+    rows_of<decltype(before)::value, decltype(zero)>(args);
+  });
+}
+
+}  // namespace regkern::REGKERN_ISA
