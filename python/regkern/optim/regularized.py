@@ -28,9 +28,7 @@ def check_regularized(op: str, group: dict[str, Any]) -> None:
     if isinstance(every, bool) or not isinstance(every, int):
         raise TypeError(f"regkern.optim.{op}: expected `prox_every` to be an int, got {every!r}")
     if every < 1:
-        raise ValueError(
-            f"regkern.optim.{op}: expected `prox_every` to be at least 1, got {every}"
-        )
+        raise ValueError(f"regkern.optim.{op}: expected `prox_every` to be at least 1, got {every}")
     if group["schedule"] is not None and not callable(group["schedule"]):
         raise TypeError(
             f"regkern.optim.{op}: expected `schedule` to be a function of the step, got "
@@ -39,9 +37,7 @@ def check_regularized(op: str, group: dict[str, Any]) -> None:
     if heal is not None and (isinstance(heal, bool) or not isinstance(heal, int)):
         raise TypeError(f"regkern.optim.{op}: expected `heal_after` to be an int, got {heal!r}")
     if heal is not None and heal < 0:
-        raise ValueError(
-            f"regkern.optim.{op}: expected `heal_after` to be at least 0, got {heal}"
-        )
+        raise ValueError(f"regkern.optim.{op}: expected `heal_after` to be at least 0, got {heal}")
 
 
 def healing(group: dict[str, Any]) -> bool:
@@ -80,7 +76,6 @@ def next_step(group: dict[str, Any], cumulative: bool = False) -> float | Tensor
 def without_objects(state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state dict without penalties and schedules."""
     groups = [
-        {k: v for k, v in group.items() if k not in OBJECTS}
-        for group in state_dict["param_groups"]
+        {k: v for k, v in group.items() if k not in OBJECTS} for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}

@@ -121,7 +121,7 @@ def sparsity_report(what: nn.Module | Iterable[Tensor]) -> SparsityReport:
         named = [(name, p.detach()) for name, p in what.named_parameters()]
     elif isinstance(what, Tensor) or not isinstance(what, Iterable):
         raise TypeError(
-            "regkern.optim.sparsity_report: expected a module or tensors, got " f"{type(what)}"
+            f"regkern.optim.sparsity_report: expected a module or tensors, got {type(what)}"
         )
     else:
         named = [(str(i), t) for i, t in enumerate(what)]

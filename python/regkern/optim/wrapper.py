@@ -158,16 +158,11 @@ class Proximal(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure``, if given, is called by the wrapped optimizer."""
-        loss = None
-        if closure is not None:
-            # Here, so that what is zero before the step is known with its gradients.
-            with torch.enable_grad():
-                loss = closure()
         zeros: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             if healing(group):
-                zeros += [(p, p == 0) for p in group["params"] if p.grad is not None]
-        self.optimizer.step()
+                zeros += [(p, p == 0) for p in group["params"]]
+        loss = self.optimizer.step(closure)  # type: ignore[arg-type]
         for p, zero in zeros:
             p.masked_fill_(zero, 0.0)
         for group in self.param_groups:
