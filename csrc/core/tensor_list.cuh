@@ -44,8 +44,8 @@ __device__ __forceinline__ ListPlace place_of(const ListChunk<Row>& chunk, int t
   return {row, tile - (row > 0 ? chunk.tiles_end[row - 1] : 0)};
 }
 
-// launch(chunk, index of its first row, tiles), a chunk at a time.
-template <typename Row, typename Launch>
+// launch(chunk, index of its first row, tiles), a chunk at a time. A tile has kTile elements.
+template <int64_t kTile = kListTile, typename Row, typename Launch>
 void for_each_chunk(const Row* rows, int64_t count, Launch&& launch) {
   constexpr int64_t kMostTiles = int64_t{1} << 30;
   ListChunk<Row> chunk;
@@ -54,7 +54,7 @@ void for_each_chunk(const Row* rows, int64_t count, Launch&& launch) {
     int64_t tiles = 0;
     while (begin + chunk.count < count && chunk.count < ListChunk<Row>::kMost) {
       const Row& row = rows[begin + chunk.count];
-      const int64_t more = ceil_div(row.numel, kListTile);
+      const int64_t more = ceil_div(row.numel, kTile);
       if (chunk.count > 0 && tiles + more > kMostTiles) break;
       tiles += more;
       chunk.rows[chunk.count] = row;

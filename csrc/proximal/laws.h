@@ -28,8 +28,12 @@ enum class Law : int32_t {
   half,         // λ r^(1/2)
   two_thirds,   // λ r^(2/3)
   cel0,         // λ − ½ a² (r − √(2λ)/a)² up to √(2λ)/a, λ beyond; a ≥ 0
+  power,        // λ r^ν, ν > 0: a penalty alone, its operator has no closed form
 };
-constexpr int kLaws = 11;
+constexpr int kLaws = 12;
+constexpr const char* kLawNames[kLaws] = {"soft", "hard",       "elastic_net", "squared",
+                                          "scad", "mcp",        "log_sum",     "capped",
+                                          "half", "two_thirds", "cel0",        "power"};
 
 // r and its derivatives. At kinks they are those of the side that is zero or constant.
 template <typename C>
@@ -83,10 +87,10 @@ REGKERN_HD Shrunk<C> concave_quadratic(C s, C t, C l, C c) {
   const C slack = C(1) - t * c;
   const bool convex = slack > C(0);
   const bool zero = convex ? s <= t * l : s <= l * sqrt(t / c);
-  const bool between = convex && c * s <= l;
+  const bool between = convex & (c * s <= l);
   const C steep = convex ? slack : C(1);
   const C r = zero ? C(0) : between ? (s - t * l) / steep : s;
-  const bool bent = between && !zero;
+  const bool bent = between & (!zero);
   return {r,
           zero   ? C(0)
           : bent ? C(1) / steep
@@ -119,9 +123,9 @@ REGKERN_HD Shrunk<C> scad(C s, C t, C lam, C a) {
   const C jump = far ? lam * sqrt(t * (a + C(1))) : C(0.5) * lam * (a + C(1) + t);
   const C soft_end = convex ? lam + l1 : jump;
   const bool keeps = s > (convex ? a * lam : jump);
-  const bool zero = !keeps && s <= l1;
-  const bool soft = !keeps && !zero && s <= soft_end;
-  const bool bent = !keeps && !zero && !soft && s == s;
+  const bool zero = (!keeps) & (s <= l1);
+  const bool soft = (!keeps) & (!zero) & (s <= soft_end);
+  const bool bent = (!keeps) & (!zero) & (!soft) & (s == s);
   const C middle = ((a - C(1)) * s - a * l1) / steep;
   const C r = zero ? C(0) : soft ? s - l1 : bent ? middle : s;
   const C by_s = zero ? C(0) : bent ? (a - C(1)) / steep : C(1);
@@ -135,20 +139,22 @@ REGKERN_HD Shrunk<C> scad(C s, C t, C lam, C a) {
 template <typename C>
 REGKERN_HD Shrunk<C> log_sum(C s, C t, C lam, C eps) {
   const C tau = t * lam, root = C(2) * sqrt(tau), sum = s + eps;
-  const bool real = !(sum < root);
-  const C d = sqrt(real ? sum - root : C(0)) * sqrt(sum + root);
+  const C gap = sum >= root ? sum - root : C(0);
+  const C d = sqrt(gap) * sqrt(sum + root);
   // Without cancellation on either side.
   const C small = C(2) * (s * eps - tau) / (d + (eps - s)), large = C(0.5) * ((s - eps) + d);
   const C found = s < eps ? small : large;
   const C r = found > C(0) ? found : C(0);
   const C some = r > C(0) ? r : C(1), finite = some < C(1e30) ? some : C(1e30);
-  const bool worth = C(0.5) * finite - s + tau * log1p(finite / eps) / finite < C(0);
-  const bool steep = s * eps > tau;  // 0 is no minimum
-  const bool inside = real & (r > C(0)) & worth & (root > C(2) * eps);
-  const bool alive = steep | inside | (s != s);
+  const C cost = C(0.5) * finite - s + tau * log1p(finite / eps) / finite;
+  // In the convex domain, √τ ≤ ε, 0 is the minimum wherever it is one.
+  const C worth = root > C(2) * eps ? C(0) : static_cast<C>(-__builtin_inf());
+  const C inside = r > C(0) ? cost : C(1);
+  const bool alive = (s * eps > tau) | ((sum >= root) & (inside < worth));
   const C by_s = C(1) / (C(1) - (tau / (eps + r)) / (eps + r));
-  return homogeneous(alive ? (s == s ? r : s) : C(0), alive ? by_s : C(0),
-                     alive ? -by_s / (eps + r) : C(0), t, lam);
+  const C out = alive ? r : C(0);
+  return homogeneous(s == s ? out : s, alive ? by_s : C(0), alive ? -by_s / (eps + r) : C(0), t,
+                     lam);
 }
 
 // Soft threshold stands against s, whose penalty is τ θ.
@@ -157,7 +163,7 @@ REGKERN_HD Shrunk<C> capped(C s, C t, C lam, C theta) {
   const C tau = t * lam;
   const C jump = tau <= C(2) * theta ? theta + C(0.5) * tau : sqrt(C(2) * theta) * sqrt(tau);
   const bool keeps = s > jump;
-  const bool zero = !keeps && s <= tau, soft = !keeps && !zero;
+  const bool zero = (!keeps) & (s <= tau), soft = (!keeps) & (!zero);
   return homogeneous(zero   ? C(0)
                      : soft ? s - tau
                             : s,
@@ -176,7 +182,7 @@ constexpr int kNewtonSteps<double> = 7;
 template <typename C>
 REGKERN_HD Shrunk<C> half(C s, C t, C lam, C) {
   const C tau = t * lam, root = sqrt(s), q = C(0.5) * ((tau / s) / root);
-  const bool zero = q >= C(0.27216552697590868) || s == C(0);
+  const bool zero = (q >= C(0.27216552697590868)) | (s == C(0));
   const C p = zero ? C(0) : q;
   C v = C(1);
   for (int i = 0; i < kNewtonSteps<C>; ++i)
@@ -191,7 +197,7 @@ REGKERN_HD Shrunk<C> half(C s, C t, C lam, C) {
 template <typename C>
 REGKERN_HD Shrunk<C> two_thirds(C s, C t, C lam, C) {
   const C tau = t * lam, root = cbrt(s), q = C(2) / C(3) * ((tau / s) / root);
-  const bool zero = q >= C(0.39685026299204987) || s == C(0);
+  const bool zero = (q >= C(0.39685026299204987)) | (s == C(0));
   const C p = zero ? C(0) : q;
   C v = C(1);
   for (int i = 0; i < kNewtonSteps<C>; ++i) {
@@ -205,10 +211,9 @@ REGKERN_HD Shrunk<C> two_thirds(C s, C t, C lam, C) {
 
 }  // namespace laws
 
-// A law by its name at compile time, with the corners that are the same for all: a threshold of 0
-// (t or λ is 0) is the identity bit for bit, one of infinity gives 0, NaN (in s, t or λ) stays.
+// A law by its name at compile time, for 0 < t, λ < ∞.
 template <Law kLaw, typename C>
-REGKERN_HD Shrunk<C> shrink(C s, C t, C lam, C shape) {
+REGKERN_HD Shrunk<C> shrink_inside(C s, C t, C lam, C shape) {
   Shrunk<C> out{};
   if constexpr (kLaw == Law::soft) out = laws::soft(s, t, lam, shape);
   if constexpr (kLaw == Law::hard) out = laws::hard(s, t, lam, shape);
@@ -221,14 +226,29 @@ REGKERN_HD Shrunk<C> shrink(C s, C t, C lam, C shape) {
   if constexpr (kLaw == Law::half) out = laws::half(s, t, lam, shape);
   if constexpr (kLaw == Law::two_thirds) out = laws::two_thirds(s, t, lam, shape);
   if constexpr (kLaw == Law::cel0) out = laws::cel0(s, t, lam, shape);
+  if constexpr (kLaw == Law::power) out = {static_cast<C>(__builtin_nan("")), C(0), C(0), C(0)};
+  return out;
+}
+
+template <typename C>
+REGKERN_HD bool is_inside(C t, C lam) {
+  constexpr C kInfinity = static_cast<C>(__builtin_inf());
+  return (t > C(0)) & (t < kInfinity) & (lam > C(0)) & (lam < kInfinity);
+}
+
+// Everywhere, with the corners that are the same for all: a threshold of 0 (t or λ is 0) is the
+// identity bit for bit, one of infinity gives 0, NaN (in s, t or λ) stays.
+template <Law kLaw, typename C>
+REGKERN_HD Shrunk<C> shrink(C s, C t, C lam, C shape) {
+  Shrunk<C> out = shrink_inside<kLaw>(s, t, lam, shape);
   constexpr C kInfinity = static_cast<C>(__builtin_inf());
   const C tau = t * lam;
   const bool none = (t == C(0)) | (lam == C(0));
-  const bool all = !none && ((t == kInfinity) | (lam == kInfinity)) && s == s;
-  const bool nan = !none && tau != tau;
+  const bool all = ((t == kInfinity) | (lam == kInfinity)) & (s == s);
+  const bool nan = tau != tau;
   out.r = none ? s : all ? C(0) : nan ? tau : out.r;
   out.by_s = none ? C(1) : all ? C(0) : nan ? tau : out.by_s;
-  const bool flat = (none & (s == C(0))) | all;
+  const bool flat = (none & (s == C(0))) | (all & (t != C(0)) & (lam != C(0)));
   out.by_t = flat ? C(0) : nan ? tau : out.by_t;
   out.by_lam = flat ? C(0) : nan ? tau : out.by_lam;
   return out;
@@ -293,13 +313,18 @@ REGKERN_HD Penalised<C> penalty(C r, C lam, C shape) {
             zero | outer ? C(0) : lam - r / a, outer ? a * lam : r};
   }
   if constexpr (kLaw == Law::cel0) {
-    const C root = sqrt(C(2) * lam), gap = root - shape * r;
-    const bool inner = gap > C(0);
+    const C root = sqrt(C(2) * lam), slope = shape * r;
+    const bool outer = slope >= root;
     const C some = root > C(0) ? root : C(1);
-    return {inner    ? lam - C(0.5) * (gap * gap)
-            : r == r ? lam
-                     : r,
-            zero | !inner ? C(0) : shape * gap, inner ? C(1) - gap / some : C(1)};
+    // λ − ½ (√(2λ) − a r)², without cancellation.
+    return {outer ? lam : slope * (root - C(0.5) * slope),
+            zero | outer ? C(0) : shape * (root - slope), outer ? C(1) : slope / some};
+  }
+  if constexpr (kLaw == Law::power) {
+    const bool some = !zero && r < static_cast<C>(__builtin_inf());
+    const double nu = static_cast<double>(shape), ln = log(some ? static_cast<double>(r) : 1.0);
+    value = some ? static_cast<C>(exp(nu * ln)) : r;
+    by_r = some ? static_cast<C>(nu * exp((nu - 1.0) * ln)) : C(0);
   }
   return {lam * value, zero ? C(0) : lam * by_r, value};
 }
@@ -336,6 +361,8 @@ REGKERN_HD void dispatch_law(Law law, F&& f) {
       return f(LawConstant<Law::two_thirds>{});
     case Law::cel0:
       return f(LawConstant<Law::cel0>{});
+    case Law::power:
+      return f(LawConstant<Law::power>{});
   }
 }
 
