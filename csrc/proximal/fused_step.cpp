@@ -43,7 +43,7 @@ void shrink_elements(const Prox& prox, double weight, C* x, int64_t n) {
   dispatch_law(prox.law, [&](auto law) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i)
-      x[i] = shrink_element<decltype(law)::value>(x[i], t, lam, shape, nonnegative);
+      x[i] = shrunk_element<decltype(law)::value>(x[i], t, lam, shape, nonnegative);
   });
 }
 

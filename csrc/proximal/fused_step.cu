@@ -115,14 +115,14 @@ __global__ void __launch_bounds__(kListThreads, 3)
       if constexpr (kSoftOnly) {
 #pragma unroll
         for (int i = 0; i < kListLanes; ++i)
-          p[i] = shrink_element<Law::soft>(p[i], threshold, lam, C(0), prox.nonnegative);
+          p[i] = shrunk_element<Law::soft>(p[i], threshold, lam, C(0), prox.nonnegative);
       } else {
         const C shape = static_cast<C>(prox.shape);
         dispatch_law(prox.law, [&](auto law) {
 #pragma unroll 1
           for (int i = 0; i < kListLanes; ++i)
             p[i] =
-                shrink_element<decltype(law)::value>(p[i], threshold, lam, shape, prox.nonnegative);
+                shrunk_element<decltype(law)::value>(p[i], threshold, lam, shape, prox.nonnegative);
         });
       }
     } else if (prox.after == After::metric && row.run == 1) {

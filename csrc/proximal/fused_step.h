@@ -7,6 +7,7 @@
 #include "core/macros.h"
 #include "core/optimizer_step.h"
 #include "core/tensor_list.h"
+#include "proximal/elementwise.h"
 #include "proximal/groups.h"
 #include "proximal/laws.h"
 
@@ -44,13 +45,6 @@ struct Prox {
 template <typename C>
 REGKERN_HD C load_number(const void* at) {
   return *static_cast<const C*>(at);
-}
-
-// The law's prox of one element.
-template <Law kLaw, typename C>
-REGKERN_HD C shrink_element(C x, C t, C lam, C shape, bool nonnegative) {
-  const C y = copysign(shrink<kLaw>(fabs(x), t, lam, shape).r, x);
-  return nonnegative && x <= C(0) ? C(0) : y;
 }
 
 struct ProxAdamWArgs : AdamWHyper {

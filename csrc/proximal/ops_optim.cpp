@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "core/list_op.h"
+#include "core/optimizer_op.h"
 #include "proximal/fused_step.h"
 #include "proximal/half_space.h"
 #include "proximal/zero_counts.h"
@@ -13,6 +13,16 @@
 
 namespace regkern::proximal {
 namespace {
+
+Law law_of(const Checks& check, const std::string& name) {
+  std::string all;
+  for (int i = 0; i < kLaws; ++i) {
+    if (name == kLawNames[i]) return static_cast<Law>(i);
+    all += (i > 0 ? ", " : "") + std::string(kLawNames[i]);
+  }
+  check.that(false, "`law` to be one of " + all, name);
+  return Law::soft;
+}
 
 const void* check_number(const Checks& check, const MaybeTensor& t, const char* name,
                          const Tensor& like, Dtype dtype) {
@@ -33,14 +43,14 @@ void check_runs(const Checks& check, const std::vector<int64_t>& runs, const Ten
   for (size_t i = 0; i < runs.size(); ++i)
     if (runs[i] < 1 || runs[i] > longest || tensors[i].numel() % runs[i] != 0)
       check.that(false,
-                 item("runs", i) + " in [1, " + std::to_string(longest) +
+                 item_name("runs", i) + " in [1, " + std::to_string(longest) +
                      "], a divisor of the tensor's elements",
                  std::to_string(runs[i]));
 }
 
 struct Following {
   std::string after;
-  int64_t law;
+  std::string law;
   double shape;
   bool nonnegative, positive, held;
   const std::vector<int64_t>& runs;
@@ -57,12 +67,12 @@ class ProxStep {
       : states_(states) {
     check_like(check, grads, "grads", params, "params");
     check_like(check, params, "params", params, "params");
-    dtype = check_dtypes(check, params, "params");
+    dtype = check_list(check, params, "params");
     check.that(dtype == Dtype::float32 || dtype == Dtype::float64,
                "`params` of dtype float32 or float64", "another");
     const auto same = [&](const Tensors& list, const char* name) {
       check_like(check, list, name, params, "params");
-      check.that(check_dtypes(check, list, name) == dtype,
+      check.that(check_list(check, list, name) == dtype,
                  std::string("`") + name + "` of the dtype of `params`", "another");
     };
     same(grads, "grads");
@@ -71,9 +81,7 @@ class ProxStep {
 
     prox.after = static_cast<After>(
         check.one_of(a.after, "after", {"nothing", "elements", "groups", "metric"}));
-    check.that(a.law >= 0 && a.law < kLaws, "`law` in [0, " + std::to_string(kLaws) + ")",
-               std::to_string(a.law));
-    prox.law = static_cast<Law>(a.law);
+    prox.law = law_of(check, a.law);
     prox.shape = a.shape;
     prox.nonnegative = a.nonnegative;
     prox.positive = a.positive;
@@ -125,7 +133,7 @@ class ProxStep {
 void prox_adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
                  Tensors max_exp_avg_sqs, Tensors steps, Tensors outs, double lr, double beta1,
                  double beta2, double eps, double weight_decay, bool maximize,
-                 MaybeTensor lr_tensor, std::string after, int64_t law, double shape,
+                 MaybeTensor lr_tensor, std::string after, std::string law, double shape,
                  bool nonnegative, bool positive, bool held, std::vector<int64_t> runs,
                  std::vector<double> weights, MaybeTensor step, MaybeTensor lam, MaybeTensor soft) {
   const Checks check("prox_adamw_");
@@ -137,20 +145,9 @@ void prox_adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_av
   const Following a{after, law, shape, nonnegative, positive, held, runs, weights, step, lam, soft};
   ProxStep run(check, params, grads, states, outs, a);
   check.that(run.prox.after != After::metric || run.prox.law == Law::soft,
-             "`law` 0 in Adam's metric", std::to_string(law));
-  check.that(steps.size() == params.size(), "a tensor in `steps` for each of `params`",
-             std::to_string(steps.size()));
-  std::vector<float*> counters;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    if (!same_place(steps[i], params[0]) || steps[i].scalar_type() != ScalarType::Float ||
-        steps[i].numel() != 1)
-      check.that(false, item("steps", i) + " to be one float32 number on " + device_name(params[0]),
-                 sizes_name(steps[i]) + " on " + device_name(steps[i]));
-    counters.push_back(mutable_data<float>(steps[i]));
-  }
-  check.that(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0,
-             "`beta1` and `beta2` in [0, 1)",
-             std::to_string(beta1) + " and " + std::to_string(beta2));
+             "`law` soft in Adam's metric", law);
+  const std::vector<float*> counters = check_steps(check, steps, params);
+  check_betas(check, beta1, beta2);
 
   ProxAdamWArgs args{};
   args.rate = check_rate(check, lr, lr_tensor, params[0]);
@@ -174,7 +171,7 @@ void prox_adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_av
 
 void prox_sgd_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors outs, double lr,
                double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-               bool fresh, MaybeTensor lr_tensor, std::string after, int64_t law, double shape,
+               bool fresh, MaybeTensor lr_tensor, std::string after, std::string law, double shape,
                bool nonnegative, bool positive, bool held, std::vector<int64_t> runs,
                std::vector<double> weights, MaybeTensor step, MaybeTensor lam, MaybeTensor soft) {
   const Checks check("prox_sgd_");
@@ -212,9 +209,8 @@ void half_space_project_(Tensors tensors, Tensors old, std::vector<int64_t> runs
   if (tensors.empty()) return;
   check_like(check, old, "old", tensors, "tensors");
   check_like(check, tensors, "tensors", tensors, "tensors");
-  const Dtype dtype = check_dtypes(check, tensors, "tensors");
-  check.that(check_dtypes(check, old, "old") == dtype, "`old` of the dtype of `tensors`",
-             "another");
+  const Dtype dtype = check_list(check, tensors, "tensors");
+  check.that(check_list(check, old, "old") == dtype, "`old` of the dtype of `tensors`", "another");
   check.that(eps >= 0.0 && eps < 1.0, "`eps` in [0, 1)", std::to_string(eps));
   check_runs(check, runs, tensors, INT64_MAX);
   Written written;
@@ -243,8 +239,8 @@ Tensor zero_counts(Tensors tensors) {
   int64_t first = 0, flags = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
-    if (!same_place(t, tensors[0]))
-      check.that(false, item("tensors", i) + " on " + device_name(tensors[0]), device_name(t));
+    if (!on_same_device(t, tensors[0]))
+      check.that(false, item_name("tensors", i) + " on " + device_name(tensors[0]), device_name(t));
     ZeroRow row{};
     row.dtype = check.floating(t, "tensors");
     row.data = read.row_major(t);
@@ -272,7 +268,7 @@ Tensor zero_counts(Tensors tensors) {
 
 #if !defined(REGKERN_CUDA)
 #define REGKERN_AFTER                                                                            \
-  "Tensor? lr_tensor=None, str after=\"nothing\", int law=0, float shape=0.0, bool "             \
+  "Tensor? lr_tensor=None, str after=\"nothing\", str law=\"soft\", float shape=0.0, bool "      \
   "nonnegative=False, bool positive=False, bool held=False, int[] runs=[], float[] weights=[], " \
   "Tensor? step=None, Tensor? lam=None, Tensor? soft=None) -> ()"
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {

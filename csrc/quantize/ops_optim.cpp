@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include "core/list_op.h"
+#include "core/optimizer_op.h"
 #include "quantize/copy_stochastic.h"
 #include "quantize/stochastic_step.h"
 
@@ -29,7 +29,8 @@ void copy_stochastic_(Tensors dst, Tensors src, Tensor seed, int64_t first) {
   for (size_t i = 0; i < dst.size(); ++i) {
     const Dtype from = check.floating(src[i], "src"), to = check.floating(dst[i], "dst");
     if (to != Dtype::bfloat16 && to != Dtype::float16 && to != from)
-      check.that(false, item("dst", i) + " of dtype bfloat16, float16 or that of `src`", "another");
+      check.that(false, item_name("dst", i) + " of dtype bfloat16, float16 or that of `src`",
+                 "another");
   }
 
   // Rows of one pair of dtypes, source and destination, go to the kernel together.
@@ -71,14 +72,14 @@ class Step {
     check_like(check, grads, "grads", params, "params");
     check_like(check, params, "params", params, "params");
     for (const auto& [list, name] : states) check_like(check, *list, name, params, "params");
-    param = check_dtypes(check, params, "params");
-    grad = check_dtypes(check, grads, "grads");
+    param = check_list(check, params, "params");
+    grad = check_list(check, grads, "grads");
     check.that(param != Dtype::float64, "`params` of dtype bfloat16, float16 or float32",
                "float64");
     check.that(grad == param || grad == Dtype::float32,
                "`grads` of the dtype of `params`, or float32", "another");
     for (const auto& [list, name] : states) {
-      const Dtype dtype = check_dtypes(check, *list, name);
+      const Dtype dtype = check_list(check, *list, name);
       check.that((dtype == Dtype::float32 || dtype == Dtype::bfloat16) &&
                      (list == states.begin()->first || dtype == state),
                  std::string("`") + name + "` of dtype float32 or bfloat16, as all states",
@@ -128,20 +129,9 @@ void adamw_stochastic_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors 
                               {&max_exp_avg_sqs, "max_exp_avg_sqs"}})
                       : Step(check, params, grads,
                              {{&exp_avgs, "exp_avgs"}, {&exp_avg_sqs, "exp_avg_sqs"}});
-  check.that(steps.size() == params.size(), "a tensor in `steps` for each of `params`",
-             std::to_string(steps.size()));
-  std::vector<float*> counters;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    if (!same_place(steps[i], params[0]) || steps[i].scalar_type() != ScalarType::Float ||
-        steps[i].numel() != 1)
-      check.that(false, item("steps", i) + " to be one float32 number on " + device_name(params[0]),
-                 sizes_name(steps[i]) + " on " + device_name(steps[i]));
-    counters.push_back(mutable_data<float>(steps[i]));
-  }
+  const std::vector<float*> counters = check_steps(check, steps, params);
   check.seed(seed, params[0]);
-  check.that(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0,
-             "`beta1` and `beta2` in [0, 1)",
-             std::to_string(beta1) + " and " + std::to_string(beta2));
+  check_betas(check, beta1, beta2);
 
   AdamWArgs args{};
   args.rate = check_rate(check, lr, lr_tensor, params[0]);
