@@ -4,19 +4,41 @@
 
 #include "core/parallel.h"
 #include "proximal/adam_metric.h"
+#include "proximal/group_blocks.h"
 
 namespace regkern::REGKERN_ISA {
 namespace {
 
 using namespace proximal;
 
-constexpr int64_t kGrain = int64_t{1} << 14;
+constexpr int64_t kStepGrain = int64_t{1} << 14;
 
-// Elements that are stepped and shrunk in one go: with gradient and states they fit in L1.
-constexpr int64_t kTile = 1024;
+// Elements that are stepped and shrunk in one go, while they are in L1: a stripe of lanes.
+constexpr int64_t kTile = kLanes;
 
-template <typename C, typename Rule>
-void step_tile(const Rule& rule, bool held, C* p, const C* g, C* const* states, int64_t n) {
+// What follows the step of an element in the same loop.
+struct Same {
+  template <typename C>
+  REGKERN_HD C operator()(C x) const {
+    return x;
+  }
+};
+
+// shrunk_element<Law::soft> for 0 < τ < ∞.
+template <typename C>
+struct Soft {
+  C tau;
+  bool nonnegative;
+  REGKERN_HD C operator()(C x) const {
+    const C magnitude = fabs(x);
+    const C y = copysign(magnitude <= tau ? C(0) : magnitude - tau, x);
+    return nonnegative & (x <= C(0)) ? C(0) : y;
+  }
+};
+
+template <typename C, typename Rule, typename Finish>
+void step_tile(const Rule& rule, bool held, const Finish& finish, C* p, const C* g,
+               C* const* states, int64_t n) {
   C* s0 = states[0];
   C* s1 = states[1];
   C* s2 = states[2];
@@ -28,7 +50,7 @@ void step_tile(const Rule& rule, bool held, C* p, const C* g, C* const* states, 
     if constexpr (Rule::kStates > 2) c = s2[i];
     const C before = p[i];
     const C after = rule(before, g[i], a, b, c);
-    p[i] = held & (before == C(0)) ? before : after;
+    p[i] = finish(held & (before == C(0)) ? before : after);
     if constexpr (Rule::kStates > 0) s0[i] = a;
     if constexpr (Rule::kStates > 1) s1[i] = b;
     if constexpr (Rule::kStates > 2) s2[i] = c;
@@ -47,8 +69,9 @@ void shrink_elements(const Prox& prox, double weight, C* x, int64_t n) {
   });
 }
 
+// What the elements of groups become before their norms are taken.
 template <typename C>
-void shrink_run(const Prox& prox, double weight, C* x, int64_t n) {
+void prepare(const Prox& prox, C* x, int64_t n) {
   if (prox.soft != nullptr) {
     const C soft = load_number<C>(prox.soft);
     const bool nonnegative = prox.nonnegative;
@@ -61,16 +84,49 @@ void shrink_run(const Prox& prox, double weight, C* x, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) x[i] = positive_part(x[i]);
   }
-  const double s = regkern::sqrt(square_sum(x, n));
+}
+
+// The factors of m ≤ kBatch groups from their sums of squares.
+template <typename C>
+void factors_of(const Prox& prox, double weight, const double* sums, int m, C* factors) {
   const double t = static_cast<double>(load_number<C>(prox.step)) * weight;
   const auto lam = static_cast<double>(load_number<C>(prox.lam));
-  C factor = C(1);
   dispatch_law(prox.law, [&](auto law) {
-    factor = static_cast<C>(shrink_group<decltype(law)::value>(s, t, lam, prox.shape).factor);
-  });
-  if (factor == C(1)) return;
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] = scaled_by(factor, x[i]);
+    for (int i = 0; i < m; ++i)
+      factors[i] = static_cast<C>(
+          shrink_group<decltype(law)::value>(sqrt(sums[i]), t, lam, prox.shape).factor);
+  });
+}
+
+template <typename C>
+void scale_run(C factor, C* x, int64_t n) {
+  if (factor == C(1)) return;
+  if (factor == C(0)) {
+    memset(x, 0, static_cast<size_t>(n) * sizeof(C));
+    return;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) x[i] = factor * x[i];
+}
+
+// The prox of the groups of n neighbours, n a multiple of `run`.
+template <typename C>
+void shrink_runs(const Prox& prox, double weight, C* x, int64_t n, int64_t run) {
+  prepare(prox, x, n);
+  double sums[kBatch];
+  C factors[kBatch];
+  for (int64_t at = 0; at < n; at += kBatch * run) {
+    C* const batch = x + at;
+    const int m = static_cast<int>(smaller(kBatch, (n - at) / run));
+    for (int i = 0; i < m; ++i) {
+      const C* const group = batch + i * run;
+      sums[i] = run_square_sum<C>(static_cast<int>(run), n - at - i * run,
+                                  [=](int k) { return group[k]; });
+    }
+    factors_of(prox, weight, sums, m, factors);
+    for (int i = 0; i < m; ++i) scale_run(factors[i], batch + i * run, run);
+  }
 }
 
 // Σ x of at most kSegment elements, in the order of core/square_sum.h.
@@ -122,37 +178,83 @@ void shrink_metric_run(const Rule& rule, C t, C* x, const C* most, int64_t n, C*
   for (int i = 0; i < m; ++i) x[i] = theta * metric_ratio(x[i], theta, shift[i]);
 }
 
+// The memory of a tensor's elements from e on.
+template <typename C, typename Rule>
+struct Place {
+  C* param;
+  const C* grad;
+  C* out;
+  C* states[kMostStates] = {};
+
+  Place(const ProxRow& row, int64_t e)
+      : param(static_cast<C*>(row.param) + e),
+        grad(static_cast<const C*>(row.grad) + e),
+        out(row.out == nullptr ? param : static_cast<C*>(row.out) + e) {
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<C*>(row.states[k]) + e;
+  }
+};
+
+// The step of n neighbours, the result in `out`.
+template <typename C, typename Rule>
+Place<C, Rule> stepped(const Rule& rule, const Prox& prox, const ProxRow& row, int64_t e,
+                       int64_t n) {
+  const Place<C, Rule> at(row, e);
+  step_tile(rule, prox.held, Same{}, at.param, at.grad, at.states, n);
+  if (at.out != at.param) memcpy(at.out, at.param, static_cast<size_t>(n) * sizeof(C));
+  return at;
+}
+
+// A group that is longer than a tile. Its squares are added stripe by stripe as the step goes on,
+// which is the order of core/square_sum.h.
+template <typename C, typename Rule>
+void update_long_run(const Rule& rule, const Prox& prox, const ProxRow& row, int64_t begin) {
+  alignas(64) C lanes[kLanes] = {};
+  const int64_t run = row.run;
+  for (int64_t e = 0; e < run; e += kTile) {
+    const int64_t n = smaller(kTile, run - e);
+    C* const x = stepped<C>(rule, prox, row, begin + e, n).out;
+    prepare(prox, x, n);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) lanes[i] += x[i] * x[i];
+  }
+  C* const x = Place<C, Rule>(row, begin).out;
+  const C sum = fold_lanes(lanes, kLanes);
+  const double squares = square_sum_holds(sum) ? static_cast<double>(sum) : square_sum(x, run);
+  C factor;
+  factors_of(prox, row.weight, &squares, 1, &factor);
+  scale_run(factor, x, run);
+}
+
 // The step of the elements [begin, end) of a tensor, which are whole groups where there are groups,
 // and what follows.
 template <typename C, typename Rule>
 void update_piece(const Rule& rule, const Prox& prox, const ProxRow& row, int64_t begin,
                   int64_t end) {
-  C* const param = static_cast<C*>(row.param);
-  const C* const grad = static_cast<const C*>(row.grad);
-  C* const out = row.out == nullptr ? param : static_cast<C*>(row.out);
   const int64_t run = row.run;
-  const bool grouped = prox.after == After::groups || (prox.after == After::metric && run > 1);
-  int64_t tile = kTile;
-  if (grouped) tile = run < kTile ? kTile / run * run : run;
-  [[maybe_unused]] const Scratch<C> scratch(grouped && prox.after == After::metric ? 3 * run : 0);
-  for (int64_t e = begin; e < end; e += tile) {
-    const int64_t n = end - e < tile ? end - e : tile;
-    C* states[kMostStates] = {};
-    for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<C*>(row.states[k]) + e;
-    step_tile(rule, prox.held, param + e, grad + e, states, n);
-    C* const x = out + e;
-    if (out != param) memcpy(x, param + e, static_cast<size_t>(n) * sizeof(C));
-    if (prox.after == After::elements) {
-      shrink_elements(prox, row.weight, x, n);
-    } else if (prox.after == After::groups) {
-      for (int64_t i = 0; i < n; i += run) shrink_run(prox, row.weight, x + i, run);
-    } else if (prox.after == After::metric) {
-      if constexpr (Rule::kMetric) {
-        const C* const most = states[Rule::kStates - 1];
-        const double number = static_cast<double>(load_number<C>(prox.step)) * row.weight *
-                              static_cast<double>(load_number<C>(prox.lam));
-        const C t = static_cast<C>(number);
-        if (!grouped) {
+  if (prox.after == After::groups) {
+    const int64_t tile = run <= kTile ? kTile / run * run : run;
+    for (int64_t e = begin; e < end; e += tile) {
+      if (run > kTile) {
+        update_long_run<C>(rule, prox, row, e);
+        continue;
+      }
+      const int64_t n = smaller(tile, end - e);
+      shrink_runs(prox, row.weight, stepped<C>(rule, prox, row, e, n).out, n, run);
+    }
+    return;
+  }
+  if constexpr (Rule::kMetric) {
+    if (prox.after == After::metric) {
+      const C t = static_cast<C>(static_cast<double>(load_number<C>(prox.step)) * row.weight *
+                                 static_cast<double>(load_number<C>(prox.lam)));
+      const int64_t tile = run <= kTile ? kTile / run * run : run;
+      const Scratch<C> scratch(run > 1 ? 3 * run : 0);
+      for (int64_t e = begin; e < end; e += tile) {
+        const int64_t n = smaller(tile, end - e);
+        const Place<C, Rule> at = stepped<C>(rule, prox, row, e, n);
+        const C* const most = at.states[Rule::kStates - 1];
+        C* const x = at.out;
+        if (run == 1) {
 #pragma omp simd
           for (int64_t i = 0; i < n; ++i) x[i] = metric_element(x[i], t, rule.denominator(most[i]));
           continue;
@@ -161,7 +263,27 @@ void update_piece(const Rule& rule, const Prox& prox, const ProxRow& row, int64_
           shrink_metric_run(rule, t, x + i, most + i, run, scratch.data(), scratch.data() + run,
                             scratch.data() + 2 * run);
       }
+      return;
     }
+  }
+  // A soft threshold goes into the step's own loop.
+  const bool elements = prox.after == After::elements;
+  Soft<C> soft{C(0), prox.nonnegative};
+  if (elements && prox.law == Law::soft && row.out == nullptr) {
+    const C t = load_number<C>(prox.step) * static_cast<C>(row.weight);
+    const C lam = load_number<C>(prox.lam);
+    constexpr C kInfinity = static_cast<C>(__builtin_inf());
+    if (t < kInfinity && lam < kInfinity && t * lam > C(0)) soft.tau = t * lam;
+  }
+  for (int64_t e = begin; e < end; e += kTile) {
+    const int64_t n = smaller(kTile, end - e);
+    if (soft.tau > C(0)) {
+      const Place<C, Rule> at(row, e);
+      step_tile(rule, prox.held, soft, at.param, at.grad, at.states, n);
+      continue;
+    }
+    C* const x = stepped<C>(rule, prox, row, e, n).out;
+    if (elements) shrink_elements(prox, row.weight, x, n);
   }
 }
 
@@ -170,7 +292,7 @@ template <typename C, typename Args, typename RuleOf>
 void update_all(const Args& args, RuleOf rule_of) {
   const Prox prox = args.prox;
   const bool grouped = prox.after == After::groups || prox.after == After::metric;
-  parallel_for_list(args.rows, args.count, kGrain,
+  parallel_for_list(args.rows, args.count, kStepGrain,
                     [&](const ProxRow& row, int64_t begin, int64_t end) {
                       if (grouped) {
                         // A group belongs to the piece that it begins in.
