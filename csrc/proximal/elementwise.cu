@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kListThreads)
     if (left <= 0) continue;
     const T* x = static_cast<const T*>(row.x);
     T* y = static_cast<T*>(row.y);
-    T in[kListLanes], out[kListLanes];
+    T in[kListLanes], out[kListLanes] = {};
     load_lanes(x + e, left, aligned_for_vectors(x), in);
     if (row.weights == nullptr && row.shapes == nullptr) {
       dispatch_law(law.law, [&](auto constant) {
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kListThreads)
       chunk, static_cast<int>(blockIdx.x), spans, shared,
       [&](const ShrinkGradientRow& row, int64_t e, int64_t left,
           double (&lanes)[kShrinkSums][kLaneGroup]) {
-        T g[kListLanes], x[kListLanes], dx[kListLanes];
+        T g[kListLanes], x[kListLanes], dx[kListLanes] = {};
         C t[kListLanes], shape[kListLanes];
         const T* from = static_cast<const T*>(row.x);
         const T* grad = static_cast<const T*>(row.g);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kListThreads)
       chunk, static_cast<int>(blockIdx.x), spans, shared,
       [&](const PenaltyRow& row, int64_t e, int64_t left,
           double (&lanes)[kShrinkSums][kLaneGroup]) {
-        T x[kListLanes], dx[kListLanes];
+        T x[kListLanes], dx[kListLanes] = {};
         const T* from = static_cast<const T*>(row.x);
         const C* weights = static_cast<const C*>(row.weights);
         T* to = static_cast<T*>(row.dx);
