@@ -152,6 +152,7 @@ def test_power_gradient_is_guarded_at_zero() -> None:
         (lambda x: E.prox_elementwise(x, "scad", shape=1.0), "above 1 for scad, got 1.0"),
         (lambda x: E.prox_elementwise(x, "soft", shape=1.0), "no `shape` for soft"),
         (lambda x: E.prox_elementwise(x.int(), "soft"), "dtype"),
+        (lambda x: E.prox_elementwise(x, "soft", low=0.5), "`low` <= 0 <= `high`"),
         (lambda x: E.prox_elementwise(x, "soft", weights=torch.ones(3)), "broadcast to"),
         (lambda x: E.prox_elementwise_([], "soft"), "a tensor in `tensors`"),
         (lambda x: E.prox_elementwise_([x, 3], "soft"), "tensors\\[1\\]"),
@@ -168,10 +169,10 @@ def test_raw_errors() -> None:
     x, one = torch.randn(4), torch.ones(())
     ops = torch.ops.regkern
     with pytest.raises(RuntimeError, match="prox_elementwise: expected `law` to be one of soft"):
-        ops.prox_elementwise(x, one, one, None, None, "power")
+        ops.prox_elementwise(x, one, one, None, None, "power", 0.0, -1.0, 1.0)
     with pytest.raises(RuntimeError, match="expected `t` of dtype float32"):
-        ops.prox_elementwise(x, one.double(), one, None, None, "soft")
+        ops.prox_elementwise(x, one.double(), one, None, None, "soft", 0.0, -1.0, 1.0)
     with pytest.raises(RuntimeError, match="expected `weights` of shape"):
-        ops.prox_elementwise(x, one, one, x[:3], None, "soft")
+        ops.prox_elementwise(x, one, one, x[:3], None, "soft", 0.0, -1.0, 1.0)
     with pytest.raises(RuntimeError, match="of the dtype of"):
-        ops.prox_elementwise_([x, x.double()], one, one, [], [], "soft")
+        ops.prox_elementwise_([x, x.double()], one, one, [], [], "soft", 0.0, -1.0, 1.0)
