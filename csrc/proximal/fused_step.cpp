@@ -16,29 +16,8 @@ constexpr int64_t kStepGrain = int64_t{1} << 14;
 // Elements that are stepped and shrunk in one go, while they are in L1: a stripe of lanes.
 constexpr int64_t kTile = kLanes;
 
-// What follows the step of an element in the same loop.
-struct Same {
-  template <typename C>
-  REGKERN_HD C operator()(C x) const {
-    return x;
-  }
-};
-
-// shrunk_element<Law::soft> for 0 < τ < ∞.
-template <typename C>
-struct Soft {
-  C tau;
-  bool nonnegative;
-  REGKERN_HD C operator()(C x) const {
-    const C magnitude = fabs(x);
-    const C y = copysign(magnitude <= tau ? C(0) : magnitude - tau, x);
-    return nonnegative & (x <= C(0)) ? C(0) : y;
-  }
-};
-
-template <typename C, typename Rule, typename Finish>
-void step_tile(const Rule& rule, bool held, const Finish& finish, C* p, const C* g,
-               C* const* states, int64_t n) {
+template <bool kHeld, typename C, typename Rule>
+void step_tile(const Rule& rule, C* p, const C* g, C* const* states, int64_t n) {
   C* s0 = states[0];
   C* s1 = states[1];
   C* s2 = states[2];
@@ -50,7 +29,7 @@ void step_tile(const Rule& rule, bool held, const Finish& finish, C* p, const C*
     if constexpr (Rule::kStates > 2) c = s2[i];
     const C before = p[i];
     const C after = rule(before, g[i], a, b, c);
-    p[i] = finish(held & (before == C(0)) ? before : after);
+    p[i] = kHeld && before == C(0) ? before : after;
     if constexpr (Rule::kStates > 0) s0[i] = a;
     if constexpr (Rule::kStates > 1) s1[i] = b;
     if constexpr (Rule::kStates > 2) s2[i] = c;
@@ -59,13 +38,23 @@ void step_tile(const Rule& rule, bool held, const Finish& finish, C* p, const C*
 
 template <typename C>
 void shrink_elements(const Prox& prox, double weight, C* x, int64_t n) {
-  const C t = load_number<C>(prox.step) * static_cast<C>(weight);
-  const C lam = load_number<C>(prox.lam), shape = static_cast<C>(prox.shape);
-  const bool nonnegative = prox.nonnegative;
+  const Point<C> point = point_of<C>(prox, weight);
+  constexpr C kInfinity = static_cast<C>(__builtin_inf());
+  const C tau = point.t * point.lam;
+  const bool free = point.low == -kInfinity && point.high == kInfinity;
+  if (prox.law == Law::soft && free && tau > C(0) && point.t < kInfinity && point.lam < kInfinity) {
+    // The same without the corners: a pass in L1 takes half as long.
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const C magnitude = fabs(x[i]);
+      x[i] = copysign(magnitude <= tau ? C(0) : magnitude - tau, x[i]);
+    }
+    return;
+  }
   dispatch_law(prox.law, [&](auto law) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i)
-      x[i] = shrunk_element<decltype(law)::value>(x[i], t, lam, shape, nonnegative);
+      x[i] = shrunk_element<decltype(law)::value>(point, x[i], point.t, point.shape);
   });
 }
 
@@ -74,11 +63,11 @@ template <typename C>
 void prepare(const Prox& prox, C* x, int64_t n) {
   if (prox.soft != nullptr) {
     const C soft = load_number<C>(prox.soft);
-    const bool nonnegative = prox.nonnegative;
+    const bool positive = prox.positive;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const C y = soft_threshold(x[i], soft);
-      x[i] = nonnegative ? positive_part(y) : y;
+      x[i] = positive ? positive_part(y) : y;
     }
   } else if (prox.positive) {
 #pragma omp simd
@@ -199,7 +188,10 @@ template <typename C, typename Rule>
 Place<C, Rule> stepped(const Rule& rule, const Prox& prox, const ProxRow& row, int64_t e,
                        int64_t n) {
   const Place<C, Rule> at(row, e);
-  step_tile(rule, prox.held, Same{}, at.param, at.grad, at.states, n);
+  if (prox.held)
+    step_tile<true>(rule, at.param, at.grad, at.states, n);
+  else
+    step_tile<false>(rule, at.param, at.grad, at.states, n);
   if (at.out != at.param) memcpy(at.out, at.param, static_cast<size_t>(n) * sizeof(C));
   return at;
 }
@@ -266,24 +258,10 @@ void update_piece(const Rule& rule, const Prox& prox, const ProxRow& row, int64_
       return;
     }
   }
-  // A soft threshold goes into the step's own loop.
-  const bool elements = prox.after == After::elements;
-  Soft<C> soft{C(0), prox.nonnegative};
-  if (elements && prox.law == Law::soft && row.out == nullptr) {
-    const C t = load_number<C>(prox.step) * static_cast<C>(row.weight);
-    const C lam = load_number<C>(prox.lam);
-    constexpr C kInfinity = static_cast<C>(__builtin_inf());
-    if (t < kInfinity && lam < kInfinity && t * lam > C(0)) soft.tau = t * lam;
-  }
   for (int64_t e = begin; e < end; e += kTile) {
     const int64_t n = smaller(kTile, end - e);
-    if (soft.tau > C(0)) {
-      const Place<C, Rule> at(row, e);
-      step_tile(rule, prox.held, soft, at.param, at.grad, at.states, n);
-      continue;
-    }
     C* const x = stepped<C>(rule, prox, row, e, n).out;
-    if (elements) shrink_elements(prox, row.weight, x, n);
+    if (prox.after == After::elements) shrink_elements(prox, row.weight, x, n);
   }
 }
 

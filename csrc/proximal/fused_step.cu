@@ -110,19 +110,16 @@ __global__ void __launch_bounds__(kListThreads, 3)
     for (int k = 0; k < Rule::kStates; ++k) store(s[k], row.states[k]);
     if (row.out != nullptr) store(p, row.param);
     if (prox.after == After::elements) {
-      const C threshold = load_number<C>(prox.step) * static_cast<C>(row.weight);
-      const C lam = load_number<C>(prox.lam);
+      const Point<C> point = point_of<C>(prox, row.weight);
       if constexpr (kSoftOnly) {
 #pragma unroll
         for (int i = 0; i < kListLanes; ++i)
-          p[i] = shrunk_element<Law::soft>(p[i], threshold, lam, C(0), prox.nonnegative);
+          p[i] = shrunk_element<Law::soft>(point, p[i], point.t, point.shape);
       } else {
-        const C shape = static_cast<C>(prox.shape);
         dispatch_law(prox.law, [&](auto law) {
 #pragma unroll 1
           for (int i = 0; i < kListLanes; ++i)
-            p[i] =
-                shrunk_element<decltype(law)::value>(p[i], threshold, lam, shape, prox.nonnegative);
+            p[i] = shrunk_element<decltype(law)::value>(point, p[i], point.t, point.shape);
         });
       }
     } else if (prox.after == After::metric && row.run == 1) {
@@ -203,7 +200,7 @@ __device__ __forceinline__ void step_some(const Rule& rule, const Prox& prox, co
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       p[v] = soft_threshold(p[v], soft);
-      p[v] = prox.nonnegative ? positive_part(p[v]) : p[v];
+      p[v] = prox.positive ? positive_part(p[v]) : p[v];
     }
   } else if (prox.positive) {
 #pragma unroll

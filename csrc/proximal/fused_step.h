@@ -34,8 +34,8 @@ struct Prox {
   After after;
   Law law;
   double shape;
-  bool nonnegative;  // elements, or the elements of groups after a soft threshold, below 0 go to 0
-  bool positive;     // groups: so before their norms are taken
+  double low, high;  // elements stay within
+  bool positive;     // groups: elements below 0 go to 0 before norms are taken
   bool held;         // what is 0 before the step stays 0
   const void* step;  // 0-d, in the compute type
   const void* lam;
@@ -45,6 +45,13 @@ struct Prox {
 template <typename C>
 REGKERN_HD C load_number(const void* at) {
   return *static_cast<const C*>(at);
+}
+
+// The law's prox of elements with one weight.
+template <typename C>
+REGKERN_HD Point<C> point_of(const Prox& prox, double weight) {
+  return {load_number<C>(prox.step) * static_cast<C>(weight), load_number<C>(prox.lam),
+          static_cast<C>(prox.shape), static_cast<C>(prox.low), static_cast<C>(prox.high)};
 }
 
 struct ProxAdamWArgs : AdamWHyper {

@@ -52,7 +52,8 @@ struct Following {
   std::string after;
   std::string law;
   double shape;
-  bool nonnegative, positive, held;
+  const std::vector<double>& bounds;
+  bool positive, held;
   const std::vector<int64_t>& runs;
   const std::vector<double>& weights;
   const MaybeTensor &step, &lam, &soft;
@@ -83,7 +84,11 @@ class ProxStep {
         check.one_of(a.after, "after", {"nothing", "elements", "groups", "metric"}));
     prox.law = law_of(check, a.law);
     prox.shape = a.shape;
-    prox.nonnegative = a.nonnegative;
+    check.that(
+        a.bounds.empty() || (a.bounds.size() == 2 && a.bounds[0] <= 0.0 && a.bounds[1] >= 0.0),
+        "`bounds` on either side of 0, or none", std::to_string(a.bounds.size()));
+    prox.low = a.bounds.empty() ? -HUGE_VAL : a.bounds[0];
+    prox.high = a.bounds.empty() ? HUGE_VAL : a.bounds[1];
     prox.positive = a.positive;
     prox.held = a.held;
     prox.step = check_number(check, a.step, "step", params[0], dtype);
@@ -134,7 +139,7 @@ void prox_adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_av
                  Tensors max_exp_avg_sqs, Tensors steps, Tensors outs, double lr, double beta1,
                  double beta2, double eps, double weight_decay, bool maximize,
                  MaybeTensor lr_tensor, std::string after, std::string law, double shape,
-                 bool nonnegative, bool positive, bool held, std::vector<int64_t> runs,
+                 std::vector<double> bounds, bool positive, bool held, std::vector<int64_t> runs,
                  std::vector<double> weights, MaybeTensor step, MaybeTensor lam, MaybeTensor soft) {
   const Checks check("prox_adamw_");
   if (params.empty()) return;
@@ -142,7 +147,7 @@ void prox_adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_av
   std::vector<std::pair<const Tensors*, const char*>> states = {{&exp_avgs, "exp_avgs"},
                                                                 {&exp_avg_sqs, "exp_avg_sqs"}};
   if (amsgrad) states.push_back({&max_exp_avg_sqs, "max_exp_avg_sqs"});
-  const Following a{after, law, shape, nonnegative, positive, held, runs, weights, step, lam, soft};
+  const Following a{after, law, shape, bounds, positive, held, runs, weights, step, lam, soft};
   ProxStep run(check, params, grads, states, outs, a);
   check.that(run.prox.after != After::metric || run.prox.law == Law::soft,
              "`law` soft in Adam's metric", law);
@@ -172,14 +177,14 @@ void prox_adamw_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_av
 void prox_sgd_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors outs, double lr,
                double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                bool fresh, MaybeTensor lr_tensor, std::string after, std::string law, double shape,
-               bool nonnegative, bool positive, bool held, std::vector<int64_t> runs,
+               std::vector<double> bounds, bool positive, bool held, std::vector<int64_t> runs,
                std::vector<double> weights, MaybeTensor step, MaybeTensor lam, MaybeTensor soft) {
   const Checks check("prox_sgd_");
   if (params.empty()) return;
   const bool has_momentum = !momentum_buffers.empty();
   std::vector<std::pair<const Tensors*, const char*>> states;
   if (has_momentum) states.push_back({&momentum_buffers, "momentum_buffers"});
-  const Following a{after, law, shape, nonnegative, positive, held, runs, weights, step, lam, soft};
+  const Following a{after, law, shape, bounds, positive, held, runs, weights, step, lam, soft};
   ProxStep run(check, params, grads, states, outs, a);
   check.that(has_momentum || momentum == 0.0, "`momentum_buffers` with a momentum", "none");
   check.that(run.prox.after != After::metric, "`after` other than metric", "metric");
@@ -267,10 +272,10 @@ Tensor zero_counts(Tensors tensors) {
 }  // namespace
 
 #if !defined(REGKERN_CUDA)
-#define REGKERN_AFTER                                                                            \
-  "Tensor? lr_tensor=None, str after=\"nothing\", str law=\"soft\", float shape=0.0, bool "      \
-  "nonnegative=False, bool positive=False, bool held=False, int[] runs=[], float[] weights=[], " \
-  "Tensor? step=None, Tensor? lam=None, Tensor? soft=None) -> ()"
+#define REGKERN_AFTER                                                                  \
+  "Tensor? lr_tensor=None, str after=\"nothing\", str law=\"soft\", float shape=0.0, " \
+  "float[] bounds=[], bool positive=False, bool held=False, int[] runs=[], "           \
+  "float[] weights=[], Tensor? step=None, Tensor? lam=None, Tensor? soft=None) -> ()"
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "prox_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from regkern.proximal.group_penalties import GroupPenalty
 from regkern.proximal.groups import Groups
+from regkern.proximal.penalties_elementwise import ElementwisePenalty
 from regkern.proximal.penalty import Penalty
 
 After = Literal["elements", "groups", "metric"]
@@ -28,7 +29,7 @@ class Following:
     after: After
     law: str
     shape: float = 0.0
-    nonnegative: bool = False
+    bounds: tuple[float, ...] = ()
     positive: bool = False
     soft: float | Tensor | None = None
     groups: Groups | None = None
@@ -43,19 +44,34 @@ class Run:
     weight: float
 
 
-Describe = Callable[[Any], Following | None]
-_DESCRIPTIONS: dict[type[Penalty], Describe] = {}
-
-
-def fuses(kind: type[Penalty], describe: Describe) -> None:
-    """Registers how a penalty's class is described; None where an object of it is not fused."""
-    _DESCRIPTIONS[kind] = describe
-
-
 def following(penalty: Penalty | None) -> Following | None:
     """What a step applies of this penalty; None: nothing, its ``prox_`` follows."""
-    describe = _DESCRIPTIONS.get(type(penalty)) if penalty is not None else None
-    return None if describe is None else describe(penalty)
+    # Subclasses may have a prox of their own.
+    if isinstance(penalty, ElementwisePenalty) and _prox_is(penalty, ElementwisePenalty):
+        if penalty.weights is not None:
+            return None
+        bounds = (penalty.low, penalty.high)
+        free = bounds == (-math.inf, math.inf)
+        return Following(
+            "elements", penalty.law, penalty.shape or 0.0, bounds=() if free else bounds
+        )
+    if isinstance(penalty, GroupPenalty) and _prox_is(penalty, GroupPenalty):
+        if penalty._l1 is not None or isinstance(penalty.weights, Tensor):
+            return None
+        return Following(
+            "groups",
+            penalty.law,
+            penalty.shape,
+            positive=penalty.positive,
+            soft=penalty._soft,
+            groups=penalty.groups,
+            root_weights=penalty.weights == "sqrt",
+        )
+    return None
+
+
+def _prox_is(penalty: Penalty, kind: type[Penalty]) -> bool:
+    return type(penalty).prox_ is kind.prox_
 
 
 def run_of(what: Following, p: Tensor) -> Run | None:

@@ -48,7 +48,7 @@ class _Plan:
             "after": what.after,
             "law": what.law,
             "shape": what.shape,
-            "nonnegative": what.nonnegative,
+            "bounds": what.bounds,
             "positive": what.positive,
             "held": self.held,
             "runs": [r.length for r in runs],
@@ -419,7 +419,7 @@ class ProxAdamW(_Proximal):
             if (
                 what is None
                 or what.law != "soft"
-                or what.nonnegative
+                or what.bounds
                 or what.positive
                 or what.soft is not None
             ):
