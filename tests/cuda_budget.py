@@ -74,4 +74,7 @@ WIDE_ACCESSES = {
     r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::AdamWRule<false>": 5,
     r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::quantize::AdamWRule<false>": 3,
     r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::SgdRule<true>": 3,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::AdamWRule<float, false>": 5,
+    r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::AdamWRule<float, false>": 3,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::SgdRule<float, true>": 3,
 }

@@ -40,7 +40,7 @@ def _penalty(name: str, shapes: tuple[tuple[int, ...], ...], law: str, **options
 
 SAMPLES: list[Sample] = [
     _prox("soft", (3, 4, 5, 6), "soft", step=0.5, lam=0.6),
-    _prox("soft-nonnegative", (7, 11), "soft", step=0.3, nonnegative=True),
+    _prox("soft-box", (7, 11), "soft", step=0.3, low=0.0, high=0.9),
     _prox("hard", (5, 9), "hard", step=0.4),
     _prox("elastic-net", (4, 13), "elastic_net", step=0.7, lam=0.5, shape=0.3),
     _prox("scad", (6, 10), "scad", step=0.9, lam=0.4, shape=2.5),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from regkern.proximal import elementwise as E
+from regkern.proximal import penalties_elementwise as P
 from regkern.reference.proximal import elementwise as reference
 from torch import Tensor
 
@@ -152,6 +153,7 @@ def test_power_gradient_is_guarded_at_zero() -> None:
         (lambda x: E.prox_elementwise(x, "scad", shape=1.0), "above 1 for scad, got 1.0"),
         (lambda x: E.prox_elementwise(x, "soft", shape=1.0), "no `shape` for soft"),
         (lambda x: E.prox_elementwise(x.int(), "soft"), "dtype"),
+        (lambda x: E.prox_elementwise(x, "soft", low=0.5), "`low` <= 0 <= `high`"),
         (lambda x: E.prox_elementwise(x, "soft", weights=torch.ones(3)), "broadcast to"),
         (lambda x: E.prox_elementwise_([], "soft"), "a tensor in `tensors`"),
         (lambda x: E.prox_elementwise_([x, 3], "soft"), "tensors\\[1\\]"),
@@ -168,10 +170,62 @@ def test_raw_errors() -> None:
     x, one = torch.randn(4), torch.ones(())
     ops = torch.ops.regkern
     with pytest.raises(RuntimeError, match="prox_elementwise: expected `law` to be one of soft"):
-        ops.prox_elementwise(x, one, one, None, None, "power")
+        ops.prox_elementwise(x, one, one, None, None, "power", 0.0, -1.0, 1.0)
     with pytest.raises(RuntimeError, match="expected `t` of dtype float32"):
-        ops.prox_elementwise(x, one.double(), one, None, None, "soft")
+        ops.prox_elementwise(x, one.double(), one, None, None, "soft", 0.0, -1.0, 1.0)
     with pytest.raises(RuntimeError, match="expected `weights` of shape"):
-        ops.prox_elementwise(x, one, one, x[:3], None, "soft")
+        ops.prox_elementwise(x, one, one, x[:3], None, "soft", 0.0, -1.0, 1.0)
     with pytest.raises(RuntimeError, match="of the dtype of"):
-        ops.prox_elementwise_([x, x.double()], one, one, [], [], "soft")
+        ops.prox_elementwise_([x, x.double()], one, one, [], [], "soft", 0.0, -1.0, 1.0)
+
+
+# ---- penalties as objects ----
+
+PENALTIES = [
+    P.L1(0.7), P.L1(0.7, nonnegative=True), P.L0(0.7), P.ElasticNet(0.7, 0.3), P.SquaredL2(0.7),
+    P.SCAD(0.7), P.MCP(0.7), P.LogSum(0.7, 0.2), P.CappedL1(0.7, 0.5), P.LHalf(0.7),
+    P.LTwoThirds(0.7), P.CEL0(0.7, 0.6), P.Power(0.7, 1.0), P.Power(0.7, 2.0), P.Power(0.7, 0.5),
+    P.NonNegative(), P.Box(-0.4, 0.9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
+def test_prox_minimises_the_value(penalty: P.ElementwisePenalty) -> None:
+    """By the objects alone: value and operator belong together."""
+    x = torch.linspace(-3, 3, 41, dtype=torch.float64)
+    for step in (0.3, 2.0):
+        y = penalty.prox(x, step)
+        z = x.clone()
+        report = penalty.prox_(z, step)
+        assert torch.equal(y, z) and int(report.zeros) == int((y == 0).sum())
+        for v, at in zip(x, y, strict=True):
+            grid = torch.cat([torch.linspace(-3, 3, 121, dtype=torch.float64), at[None]])
+            if penalty.low == 0:
+                grid = grid[grid >= 0]
+            cost = [0.5 * (g - v) ** 2 + step * penalty.value(g) for g in grid]
+            assert cost[-1] <= min(cost) + 1e-12
+
+
+def test_penalty_objects() -> None:
+    x = [torch.randn(5, 4), torch.randn(3)]
+    penalty = P.MCP(torch.tensor(0.5), 2.0, weights=[torch.rand(4), torch.rand(3)])
+    value, gradients = penalty.value_and_gradients(x)
+    leaves = [t.clone().requires_grad_() for t in x]
+    penalty.value(leaves).backward()
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        assert leaf.grad is not None and torch.equal(leaf.grad, gradient)
+    sums = [torch.zeros_like(t) for t in x]
+    assert torch.equal(penalty.add_gradients_(x, sums), value)
+    with pytest.raises(ValueError, match="no closed form"):
+        P.Power(1.0, 1.3).prox(x[0])
+    with pytest.raises(ValueError, match=r"`weights` of one tensor"):
+        penalty.prox(x[0])
+    with pytest.raises(ValueError, match="above 1 for scad, got 0.5"):
+        P.SCAD(1.0, 0.5)
+    with pytest.raises(ValueError, match="`lam` to be at least 0"):
+        P.L1(-1.0)
+
+
+def test_power_from_moments() -> None:
+    assert P.expected_power(1.0, math.sqrt(2 / math.pi)) == pytest.approx(2.0)  # Gaussian
+    assert P.expected_power(2.0, 1.0) == pytest.approx(1.0)  # Laplace

@@ -27,10 +27,11 @@ int32_t shrink_run(const Point<C>& p, const C* x, const C* t, const C* shapes, i
     for (int64_t i = 0; i < n; ++i)
       y[i] = copysign(shrink_inside<kLaw>(fabs(x[i]), t0, lam, shape0).r, x[i]);
   }
-  // y has the sign of x. The run is in the first-level cache.
-  if (p.nonnegative) {
+  // The run is in the first-level cache.
+  const C low = p.low, high = p.high;
+  if (low > -__builtin_inf() || high < __builtin_inf()) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = y[i] <= C(0) ? C(0) : y[i];
+    for (int64_t i = 0; i < n; ++i) y[i] = clamped(y[i], low, high);
   }
   int32_t zeros = 0;
 #pragma omp simd reduction(+ : zeros)
@@ -100,12 +101,11 @@ int64_t shrink_piece(const LawArgs& law, const ShrinkRow& row, int64_t begin, in
 template <Law kLaw, bool kVaried, typename C>
 void gradient_run(const Point<C>& p, const C* g, const C* x, const C* t, const C* shapes, C* dx,
                   C* dt, C* dlam) {
-  const C t0 = p.t, lam = p.lam, shape0 = p.shape;
-  const bool nonnegative = p.nonnegative;
+  const Point<C> q = p;
 #pragma omp simd
   for (int64_t i = 0; i < kBlock; ++i) {
-    const ElementGradient<C> d = shrunk_gradient<kLaw>(g[i], x[i], kVaried ? t[i] : t0, lam,
-                                                       kVaried ? shapes[i] : shape0, nonnegative);
+    const ElementGradient<C> d =
+        shrunk_gradient<kLaw>(q, g[i], x[i], kVaried ? t[i] : q.t, kVaried ? shapes[i] : q.shape);
     dx[i] = d.x;
     dt[i] = d.t;
     dlam[i] = d.lam;

@@ -40,15 +40,13 @@ __global__ void __launch_bounds__(kListThreads)
     if (left <= 0) continue;
     const T* x = static_cast<const T*>(row.x);
     T* y = static_cast<T*>(row.y);
-    T in[kListLanes], out[kListLanes];
+    T in[kListLanes], out[kListLanes] = {};
     load_lanes(x + e, left, aligned_for_vectors(x), in);
     if (row.weights == nullptr && row.shapes == nullptr) {
       dispatch_law(law.law, [&](auto constant) {
 #pragma unroll
         for (int i = 0; i < kListLanes; ++i)
-          narrow(shrunk_element<decltype(constant)::value>(widen(in[i]), p.t, p.lam, p.shape,
-                                                           p.nonnegative),
-                 out + i);
+          narrow(shrunk_element<decltype(constant)::value>(p, widen(in[i]), p.t, p.shape), out + i);
       });
     } else {
       C t[kListLanes], shape[kListLanes];
@@ -56,8 +54,7 @@ __global__ void __launch_bounds__(kListThreads)
       dispatch_law(law.law, [&](auto constant) {
 #pragma unroll
         for (int i = 0; i < kListLanes; ++i)
-          narrow(shrunk_element<decltype(constant)::value>(widen(in[i]), t[i], p.lam, shape[i],
-                                                           p.nonnegative),
+          narrow(shrunk_element<decltype(constant)::value>(p, widen(in[i]), t[i], shape[i]),
                  out + i);
       });
     }
@@ -78,35 +75,37 @@ __global__ void __launch_bounds__(kListThreads)
   using C = compute_t<T>;
   RK_SHARED(double, shared, kListThreads);
   const Point<C> p = load_point<C>(law);
-  sum_span<kShrinkSums>(
-      chunk, static_cast<int>(blockIdx.x), spans, shared,
-      [&](const ShrinkGradientRow& row, int64_t e, int64_t left,
-          double (&lanes)[kShrinkSums][kLaneGroup]) {
-        T g[kListLanes], x[kListLanes], dx[kListLanes];
-        C t[kListLanes], shape[kListLanes];
-        const T* from = static_cast<const T*>(row.x);
-        const T* grad = static_cast<const T*>(row.g);
-        load_lanes(grad + e, left, aligned_for_vectors(grad), g);
-        load_lanes(from + e, left, aligned_for_vectors(from), x);
-        load_varied(p, row.weights, row.shapes, e, left, t, shape);
-        dispatch_law(law.law, [&](auto constant) {
+  sum_span<kShrinkSums>(chunk, static_cast<int>(blockIdx.x), spans, shared,
+                        [&](const ShrinkGradientRow& row, int64_t e, int64_t left,
+                            double (&lanes)[kShrinkSums][kLaneGroup]) {
+                          T g[kListLanes], x[kListLanes], dx[kListLanes] = {};
+                          C t[kListLanes], shape[kListLanes];
+                          const T* from = static_cast<const T*>(row.x);
+                          const T* grad = static_cast<const T*>(row.g);
+                          load_lanes(grad + e, left, aligned_for_vectors(grad), g);
+                          load_lanes(from + e, left, aligned_for_vectors(from), x);
+                          load_varied(p, row.weights, row.shapes, e, left, t, shape);
+                          dispatch_law(law.law, [&](auto constant) {
 #pragma unroll
-          for (int i = 0; i < kListLanes; ++i) {
-            const ElementGradient<C> d = shrunk_gradient<decltype(constant)::value>(
-                widen(g[i]), widen(x[i]), t[i], p.lam, shape[i], p.nonnegative);
-            narrow(d.x, dx + i);
-            C by_t = d.t;
-            if (i < left) {
-              if (row.dweights != nullptr) static_cast<C*>(row.dweights)[e + i] = d.t * p.t;
-              if (row.weights != nullptr) by_t = d.t * static_cast<const C*>(row.weights)[e + i];
-              lanes[0][i] += static_cast<double>(by_t);
-              lanes[1][i] += static_cast<double>(d.lam);
-            }
-          }
-        });
-        T* to = static_cast<T*>(row.dx);
-        store_lanes(dx, left, aligned_for_vectors(to), to + e);
-      });
+                            for (int i = 0; i < kListLanes; ++i) {
+                              const ElementGradient<C> d =
+                                  shrunk_gradient<decltype(constant)::value>(
+                                      p, widen(g[i]), widen(x[i]), t[i], shape[i]);
+                              narrow(d.x, dx + i);
+                              C by_t = d.t;
+                              if (i < left) {
+                                if (row.dweights != nullptr)
+                                  static_cast<C*>(row.dweights)[e + i] = d.t * p.t;
+                                if (row.weights != nullptr)
+                                  by_t = d.t * static_cast<const C*>(row.weights)[e + i];
+                                lanes[0][i] += static_cast<double>(by_t);
+                                lanes[1][i] += static_cast<double>(d.lam);
+                              }
+                            }
+                          });
+                          T* to = static_cast<T*>(row.dx);
+                          store_lanes(dx, left, aligned_for_vectors(to), to + e);
+                        });
 }
 
 template <typename T>
@@ -120,7 +119,7 @@ __global__ void __launch_bounds__(kListThreads)
       chunk, static_cast<int>(blockIdx.x), spans, shared,
       [&](const PenaltyRow& row, int64_t e, int64_t left,
           double (&lanes)[kShrinkSums][kLaneGroup]) {
-        T x[kListLanes], dx[kListLanes];
+        T x[kListLanes], dx[kListLanes] = {};
         const T* from = static_cast<const T*>(row.x);
         const C* weights = static_cast<const C*>(row.weights);
         T* to = static_cast<T*>(row.dx);

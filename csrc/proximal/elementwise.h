@@ -16,28 +16,31 @@ namespace regkern::proximal {
 // What the elements of a call share. t and lam are one number of the compute type in memory.
 struct LawArgs {
   Law law;
-  bool nonnegative;  // x ≤ 0 becomes 0: the penalty is infinite below
   const void* t;
   const void* lam;
   double shape;
+  double low, high;  // the penalty is infinite outside of [low, high], which contains 0
 };
 
 template <typename C>
 struct Point {
-  C t, lam, shape;
-  bool nonnegative;
+  C t, lam, shape, low, high;
 };
 
 template <typename C>
 REGKERN_HD Point<C> load_point(const LawArgs& a) {
   return {a.t != nullptr ? *static_cast<const C*>(a.t) : C(1), *static_cast<const C*>(a.lam),
-          static_cast<C>(a.shape), a.nonnegative};
+          static_cast<C>(a.shape), static_cast<C>(a.low), static_cast<C>(a.high)};
+}
+
+template <typename C>
+REGKERN_HD C clamped(C y, C low, C high) {
+  return y < low ? low : y > high ? high : y;
 }
 
 template <Law kLaw, typename C>
-REGKERN_HD C shrunk_element(C x, C t, C lam, C shape, bool nonnegative) {
-  const C y = copysign(shrink<kLaw>(fabs(x), t, lam, shape).r, x);
-  return nonnegative && x <= C(0) ? C(0) : y;
+REGKERN_HD C shrunk_element(const Point<C>& p, C x, C t, C shape) {
+  return clamped(copysign(shrink<kLaw>(fabs(x), t, p.lam, shape).r, x), p.low, p.high);
 }
 
 // The derivatives of y, times g.
@@ -47,9 +50,10 @@ struct ElementGradient {
 };
 
 template <Law kLaw, typename C>
-REGKERN_HD ElementGradient<C> shrunk_gradient(C g, C x, C t, C lam, C shape, bool nonnegative) {
-  const Shrunk<C> d = shrink<kLaw>(fabs(x), t, lam, shape);
-  const bool off = nonnegative && x <= C(0);
+REGKERN_HD ElementGradient<C> shrunk_gradient(const Point<C>& p, C g, C x, C t, C shape) {
+  const Shrunk<C> d = shrink<kLaw>(fabs(x), t, p.lam, shape);
+  const C y = copysign(d.r, x);
+  const bool off = (y < p.low) | (y > p.high);
   const C signed_g = x == C(0) ? C(0) : x < C(0) ? -g : g;
   return {off ? C(0) : g * d.by_s, off ? C(0) : signed_g * d.by_t,
           off ? C(0) : signed_g * d.by_lam};

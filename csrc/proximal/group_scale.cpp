@@ -51,7 +51,9 @@ void scale_row(const GroupScaleArgs& args, const GroupRow& row) {
         const int64_t at = run * row.inner + from, n = smaller(row.inner - from, kGrain);
         const int64_t group = group_of(run % row.slices);
         const C factor = group < 0 ? C(1) : a[group];
-        if (group < 0 || (kBefore == Before::nothing && z == nullptr && factor == C(1))) {
+        if (group < 0 && !args.keep) {
+          memset(y + at, 0, static_cast<size_t>(n) * sizeof(T));
+        } else if (group < 0 || (kBefore == Before::nothing && z == nullptr && factor == C(1))) {
           copy(at, n);
         } else {
           const C other = b != nullptr ? b[group] : C(0);
@@ -77,7 +79,7 @@ void scale_row(const GroupScaleArgs& args, const GroupRow& row) {
         const int64_t stop = smaller(j + row.inner - i, n), group = group_of(slice);
         const C factor = group < 0 ? C(0) : a[group];
         const C other = group < 0 || b == nullptr ? C(0) : b[group];
-        covered = covered && group >= 0;
+        covered = covered && (group >= 0 || !args.keep);
         for (; j < stop; ++j) {
           spread_a[j] = factor;
           spread_b[j] = other;

@@ -174,7 +174,7 @@ struct GroupPenaltyArgs {
   double* out;
 };
 
-// y ← before(x) · a[group] (+ z · b[group]). Slices without a group keep x.
+// y ← before(x) · a[group] (+ z · b[group]). Slices without a group keep x, or are 0.
 struct GroupScaleArgs {
   Dtype dtype;
   const GroupRow* rows;
@@ -183,6 +183,7 @@ struct GroupScaleArgs {
   bool positive;
   const void* soft;
   const int32_t* map;  // or null
+  bool keep;           // slices without a group keep x
   const void* a;       // in the compute type
   const void* b;       // or null
 };

@@ -41,18 +41,25 @@ void check_extra(const Checks& check, const Tensor& t, const std::string& name, 
 }
 
 LawArgs law_args(const Checks& check, const std::string& law, const Tensor& t, const Tensor& lam,
-                 double shape, bool nonnegative, const Tensor& like, Dtype dtype) {
-  return {law_of(check, law, true), nonnegative, number(check, t, "t", like, dtype),
-          number(check, lam, "lam", like, dtype), shape};
+                 double shape, double low, double high, const Tensor& like, Dtype dtype) {
+  check.that(low <= 0.0 && high >= 0.0, "`low` and `high` on either side of 0",
+             std::to_string(low) + " and " + std::to_string(high));
+  return {law_of(check, law, true),
+          number(check, t, "t", like, dtype),
+          number(check, lam, "lam", like, dtype),
+          shape,
+          low,
+          high};
 }
 
 // ---- prox_elementwise ----
 
 Tensor prox_elementwise(const Tensor& x, const Tensor& t, const Tensor& lam, MaybeTensor weights,
-                        MaybeTensor shapes, std::string law, double shape, bool nonnegative) {
+                        MaybeTensor shapes, std::string law, double shape, double low,
+                        double high) {
   const Checks check("prox_elementwise");
   const Dtype dtype = check.floating(x, "x");
-  const LawArgs args = law_args(check, law, t, lam, shape, nonnegative, x, dtype);
+  const LawArgs args = law_args(check, law, t, lam, shape, low, high, x, dtype);
   const Dense d = dense(x);
   Tensor kept[2];
   const void* data[2] = {};
@@ -74,12 +81,15 @@ Tensor prox_elementwise(const Tensor& x, const Tensor& t, const Tensor& lam, May
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> prox_elementwise_backward(
-    const Tensor& g, const Tensor& x, const Tensor& t, const Tensor& lam, MaybeTensor weights,
-    MaybeTensor shapes, std::string law, double shape, bool nonnegative, bool weights_gradient) {
+std::tuple<Tensor, Tensor, Tensor> prox_elementwise_backward(const Tensor& g, const Tensor& x,
+                                                             const Tensor& t, const Tensor& lam,
+                                                             MaybeTensor weights,
+                                                             MaybeTensor shapes, std::string law,
+                                                             double shape, double low, double high,
+                                                             bool weights_gradient) {
   const Checks check("prox_elementwise_backward");
   const Dtype dtype = check.floating(x, "x");
-  const LawArgs args = law_args(check, law, t, lam, shape, nonnegative, x, dtype);
+  const LawArgs args = law_args(check, law, t, lam, shape, low, high, x, dtype);
   check.same_device(g, "g", x);
   check.that(g.scalar_type() == x.scalar_type(), "`g` of the dtype of `x`", "another");
   check.that(of_same_shape(g, x), "`g` of shape " + sizes_name(x), sizes_name(g));
@@ -118,10 +128,10 @@ std::tuple<Tensor, Tensor, Tensor> prox_elementwise_backward(
 }
 
 Tensor prox_elementwise_(Tensors tensors, const Tensor& t, const Tensor& lam, Tensors weights,
-                         Tensors shapes, std::string law, double shape, bool nonnegative) {
+                         Tensors shapes, std::string law, double shape, double low, double high) {
   const Checks check("prox_elementwise_");
   const Dtype dtype = check_list(check, tensors, "tensors");
-  const LawArgs args = law_args(check, law, t, lam, shape, nonnegative, tensors[0], dtype);
+  const LawArgs args = law_args(check, law, t, lam, shape, low, high, tensors[0], dtype);
   const Tensors* extra[] = {&weights, &shapes};
   const char* names[] = {"weights", "shapes"};
   for (int k = 0; k < 2; ++k) {
@@ -170,9 +180,12 @@ void run_penalty(const Checks& check, PenaltyCall& call, const Tensors& tensors,
   const Tensor& like = tensors[0];
   PenaltyElementwiseArgs& a = call.args;
   a.dtype = dtype;
-  a.law = {law_of(check, law, false), false,
+  a.law = {law_of(check, law, false),
            scale != nullptr ? number(check, *scale, "scale", like, dtype) : nullptr,
-           number(check, lam, "lam", like, dtype), shape};
+           number(check, lam, "lam", like, dtype),
+           shape,
+           0.0,
+           0.0};
   a.accumulate = given != nullptr;
   if (!weights.empty()) {
     check_like(check, weights, "weights", tensors, "tensors");
@@ -272,14 +285,15 @@ Tensor penalty_list_add_(Tensors tensors, Tensors grads, const Tensor& scale, co
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "prox_elementwise(Tensor x, Tensor t, Tensor lam, Tensor? weights, Tensor? shapes, str law, "
-      "float shape=0.0, bool nonnegative=False) -> Tensor");
+      "float shape, float low, float high) -> Tensor");
   m.def(
       "prox_elementwise_backward(Tensor g, Tensor x, Tensor t, Tensor lam, Tensor? weights, "
-      "Tensor? shapes, str law, float shape, bool nonnegative, bool weights_gradient) -> (Tensor, "
+      "Tensor? shapes, str law, float shape, float low, float high, bool weights_gradient) -> "
+      "(Tensor, "
       "Tensor, Tensor)");
   m.def(
       "prox_elementwise_(Tensor(a!)[] tensors, Tensor t, Tensor lam, Tensor[] weights, "
-      "Tensor[] shapes, str law, float shape=0.0, bool nonnegative=False) -> Tensor");
+      "Tensor[] shapes, str law, float shape, float low, float high) -> Tensor");
   m.def(
       "penalty_elementwise(Tensor x, Tensor lam, Tensor? weights, str law, float shape=0.0) -> "
       "Tensor");

@@ -337,7 +337,7 @@ ProxResult run_prox(const Checks& check, List& list, const Tensor& like, const P
   law.sums = const_data<double>(sums);
   if (groups > 0) backend::group_law(law, context);
   backend::group_scale(GroupScaleArgs{list.dtype(), slow.data(), count, before, p.positive, soft,
-                                      list.map(), factors.const_data_ptr(), nullptr},
+                                      list.map(), true, factors.const_data_ptr(), nullptr},
                        context);
   return out;
 }
@@ -393,7 +393,7 @@ Tensor group_sums(Tensors xs, Tensors zs, std::vector<int64_t> geometry, MaybeTe
 
 Tensors group_scale(Tensors xs, const Tensor& a, Tensors zs, MaybeTensor b,
                     std::vector<int64_t> geometry, MaybeTensor map, MaybeTensor starts,
-                    MaybeTensor members) {
+                    MaybeTensor members, bool keep) {
   const Checks check("group_scale");
   List list(check, xs, geometry, GroupMap{map, starts, members});
   list.set_x(xs);
@@ -413,7 +413,7 @@ Tensors group_scale(Tensors xs, const Tensor& a, Tensors zs, MaybeTensor b,
   list.set_y(ys);
   if (list.count() > 0)
     backend::group_scale(GroupScaleArgs{list.dtype(), list.rows(), list.count(), Before::nothing,
-                                        false, nullptr, list.map(), first.const_data_ptr(),
+                                        false, nullptr, list.map(), keep, first.const_data_ptr(),
                                         b.has_value() ? second.const_data_ptr() : nullptr},
                          OnDevice(xs[0]));
   for (size_t i = 0; i < xs.size(); ++i) ys[i] = laid_out(ys[i], xs[i]);
@@ -431,7 +431,7 @@ void group_scale_(Tensors ys, const Tensor& a, std::vector<int64_t> geometry, Ma
   check.shape(a, "a", {list.groups()});
   if (list.count() > 0)
     backend::group_scale(GroupScaleArgs{list.dtype(), list.rows(), list.count(), Before::nothing,
-                                        false, nullptr, list.map(), a.const_data_ptr(), nullptr},
+                                        false, nullptr, list.map(), true, a.const_data_ptr(), nullptr},
                          OnDevice(ys[0]));
   list.copy_back();
 }
@@ -499,11 +499,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "Tensor? starts=None, Tensor? members=None, bool positive=False) -> "
       "(Tensor y, Tensor norms)");
   m.def(
-      "group_sums(Tensor[] xs, Tensor[] zs, int[] geometry, Tensor? map=None, "
-      "Tensor? starts=None, Tensor? members=None) -> Tensor");
+      "group_sums(Tensor[] xs, Tensor[] zs, int[] geometry, Tensor? map, "
+      "Tensor? starts, Tensor? members) -> Tensor");
   m.def(
       "group_scale(Tensor[] xs, Tensor a, Tensor[] zs, Tensor? b, int[] geometry, "
-      "Tensor? map=None, Tensor? starts=None, Tensor? members=None) -> Tensor[]");
+      "Tensor? map, Tensor? starts, Tensor? members, bool keep) -> Tensor[]");
   m.def(
       "group_scale_(Tensor(a!)[] ys, Tensor a, int[] geometry, Tensor? map=None, "
       "Tensor? starts=None, Tensor? members=None) -> ()");

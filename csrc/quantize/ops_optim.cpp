@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include "core/op.h"
+#include "core/optimizer_op.h"
 #include "quantize/copy_stochastic.h"
 #include "quantize/stochastic_step.h"
 
@@ -11,75 +11,11 @@
 namespace regkern::quantize {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
-std::string item(const char* name, size_t i) {
-  return std::string("`") + name + "[" + std::to_string(i) + "]`";
-}
-
-bool same_place(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
-}
-
-bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) != b.size(d)) return false;
-  return true;
-}
-
-// The checks of a list against another, without a text for each of the many that hold.
-void check_like(const Checks& check, const Tensors& list, const char* name, const Tensors& like,
-                const char* like_name) {
-  if (list.size() != like.size())
-    check.that(false,
-               std::string("`") + name + "` of as many tensors as `" + like_name + "`, " +
-                   std::to_string(like.size()),
-               std::to_string(list.size()));
-  for (size_t i = 0; i < list.size(); ++i) {
-    if (!same_place(list[i], like[0]))
-      check.that(false, item(name, i) + " on " + device_name(like[0]), device_name(list[i]));
-    if (!same_shape(list[i], like[i]))
-      check.that(false, item(name, i) + " of shape " + sizes_name(like[i]), sizes_name(list[i]));
-  }
-}
-
 int64_t check_first(const Checks& check, int64_t first) {
   check.that(first >= 0 && first % kListAlign == 0, "`first` to be a multiple of 128, at least 0",
              std::to_string(first));
   return first;
 }
-
-// Row-major memory for what is written; what lies elsewhere is copied there and back.
-class Written {
- public:
-  void* row_major(const Tensor& t, bool read) {
-    if (t.is_contiguous()) return t.mutable_data_ptr();
-    Tensor copy = read ? torch::stable::contiguous(t) : fresh(t);
-    pairs_.push_back({t, copy});
-    return copy.mutable_data_ptr();
-  }
-  void copy_back() {
-    for (auto& [target, copy] : pairs_) torch::stable::copy_(target, copy);
-  }
-
- private:
-  static Tensor fresh(const Tensor& t) { return new_tensor(t, sizes_of(t), t.scalar_type()); }
-  std::vector<std::pair<Tensor, Tensor>> pairs_;
-};
-
-// Row-major memory of what is only read, kept as long as this.
-class Read {
- public:
-  const void* row_major(const Tensor& t) {
-    if (t.is_contiguous()) return t.const_data_ptr();
-    copies_.push_back(torch::stable::contiguous(t));
-    return copies_.back().const_data_ptr();
-  }
-
- private:
-  Tensors copies_;
-};
 
 // ---- copy_stochastic_ ----
 
@@ -93,7 +29,8 @@ void copy_stochastic_(Tensors dst, Tensors src, Tensor seed, int64_t first) {
   for (size_t i = 0; i < dst.size(); ++i) {
     const Dtype from = check.floating(src[i], "src"), to = check.floating(dst[i], "dst");
     if (to != Dtype::bfloat16 && to != Dtype::float16 && to != from)
-      check.that(false, item("dst", i) + " of dtype bfloat16, float16 or that of `src`", "another");
+      check.that(false, item_name("dst", i) + " of dtype bfloat16, float16 or that of `src`",
+                 "another");
   }
 
   // Rows of one pair of dtypes, source and destination, go to the kernel together.
@@ -127,22 +64,6 @@ void copy_stochastic_(Tensors dst, Tensors src, Tensor seed, int64_t first) {
 
 // ---- optimizer steps ----
 
-Dtype check_dtypes(const Checks& check, const Tensors& list, const char* name) {
-  for (size_t i = 1; i < list.size(); ++i)
-    if (list[i].scalar_type() != list[0].scalar_type())
-      check.that(false, item(name, i) + " of the dtype of " + item(name, 0), "another");
-  return check.floating(list[0], name);
-}
-
-LearningRate check_rate(const Checks& check, double value, const MaybeTensor& tensor,
-                        const Tensor& like) {
-  if (!tensor.has_value()) return {value, nullptr};
-  check.same_device(*tensor, "lr_tensor", like);
-  check.dtype(*tensor, "lr_tensor", ScalarType::Double, "float64");
-  check.that(tensor->numel() == 1, "`lr_tensor` of one element", sizes_name(*tensor));
-  return {value, const_data<double>(*tensor)};
-}
-
 // The arguments of a step, checked, and their memory for as long as it runs.
 class Step {
  public:
@@ -151,14 +72,14 @@ class Step {
     check_like(check, grads, "grads", params, "params");
     check_like(check, params, "params", params, "params");
     for (const auto& [list, name] : states) check_like(check, *list, name, params, "params");
-    param = check_dtypes(check, params, "params");
-    grad = check_dtypes(check, grads, "grads");
+    param = check_list(check, params, "params");
+    grad = check_list(check, grads, "grads");
     check.that(param != Dtype::float64, "`params` of dtype bfloat16, float16 or float32",
                "float64");
     check.that(grad == param || grad == Dtype::float32,
                "`grads` of the dtype of `params`, or float32", "another");
     for (const auto& [list, name] : states) {
-      const Dtype dtype = check_dtypes(check, *list, name);
+      const Dtype dtype = check_list(check, *list, name);
       check.that((dtype == Dtype::float32 || dtype == Dtype::bfloat16) &&
                      (list == states.begin()->first || dtype == state),
                  std::string("`") + name + "` of dtype float32 or bfloat16, as all states",
@@ -208,20 +129,9 @@ void adamw_stochastic_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors 
                               {&max_exp_avg_sqs, "max_exp_avg_sqs"}})
                       : Step(check, params, grads,
                              {{&exp_avgs, "exp_avgs"}, {&exp_avg_sqs, "exp_avg_sqs"}});
-  check.that(steps.size() == params.size(), "a tensor in `steps` for each of `params`",
-             std::to_string(steps.size()));
-  std::vector<float*> counters;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    if (!same_place(steps[i], params[0]) || steps[i].scalar_type() != ScalarType::Float ||
-        steps[i].numel() != 1)
-      check.that(false, item("steps", i) + " to be one float32 number on " + device_name(params[0]),
-                 sizes_name(steps[i]) + " on " + device_name(steps[i]));
-    counters.push_back(mutable_data<float>(steps[i]));
-  }
+  const std::vector<float*> counters = check_steps(check, steps, params);
   check.seed(seed, params[0]);
-  check.that(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0,
-             "`beta1` and `beta2` in [0, 1)",
-             std::to_string(beta1) + " and " + std::to_string(beta2));
+  check_betas(check, beta1, beta2);
 
   AdamWArgs args{};
   args.rate = check_rate(check, lr, lr_tensor, params[0]);
@@ -233,7 +143,7 @@ void adamw_stochastic_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors 
   args.count = static_cast<int64_t>(step.rows.size());
   args.steps = counters.data();
   Tensor scalars = new_tensor(params[0], {args.count, 4}, ScalarType::Float);
-  args.scalars = mutable_data<AdamWScalars>(scalars);
+  args.scalars = mutable_data<AdamWScalars<float>>(scalars);
   args.seed = const_data<int64_t>(seed);
   args.beta1 = beta1;
   args.beta2 = beta2;

@@ -114,22 +114,22 @@ void adamw_stochastic(const AdamWArgs& args, Context) {
     *args.steps[i] += 1.0f;
     const auto now = static_cast<double>(*args.steps[i]);
     // Most tensors are at the same step.
-    args.scalars[i] = i > 0 && now == t ? args.scalars[i - 1] : adamw_scalars(args, now);
+    args.scalars[i] = i > 0 && now == t ? args.scalars[i - 1] : adamw_scalars<float>(args, now);
     t = now;
   }
   if (args.amsgrad)
-    update_all<AdamWRule<true>>(args,
-                                [&](int64_t i) { return AdamWRule<true>(args, args.scalars[i]); });
+    update_all<AdamWRule<float, true>>(
+        args, [&](int64_t i) { return AdamWRule<float, true>(args, args.scalars[i]); });
   else
-    update_all<AdamWRule<false>>(
-        args, [&](int64_t i) { return AdamWRule<false>(args, args.scalars[i]); });
+    update_all<AdamWRule<float, false>>(
+        args, [&](int64_t i) { return AdamWRule<float, false>(args, args.scalars[i]); });
 }
 
 void sgd_stochastic(const SgdArgs& args, Context) {
   if (args.has_momentum)
-    update_all<SgdRule<true>>(args, [&](int64_t) { return SgdRule<true>(args); });
+    update_all<SgdRule<float, true>>(args, [&](int64_t) { return SgdRule<float, true>(args); });
   else
-    update_all<SgdRule<false>>(args, [&](int64_t) { return SgdRule<false>(args); });
+    update_all<SgdRule<float, false>>(args, [&](int64_t) { return SgdRule<float, false>(args); });
 }
 
 }  // namespace regkern::REGKERN_ISA

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(64)
   if (i >= count) return;
   const float t = *steps.at[i] + 1.0f;
   *steps.at[i] = t;
-  args.scalars[first_row + i] = adamw_scalars(args, static_cast<double>(t));
+  args.scalars[first_row + i] = adamw_scalars<float>(args, static_cast<double>(t));
 }
 
 void launch_scalars(const AdamWArgs& args, cudaStream_t stream) {
@@ -39,18 +39,18 @@ void launch_scalars(const AdamWArgs& args, cudaStream_t stream) {
 
 // ---- the step ----
 
-__device__ __forceinline__ AdamWRule<false> rule_of(const AdamWArgs& args, int64_t row,
-                                                    AdamWRule<false>*) {
-  return AdamWRule<false>(args, args.scalars[row]);
+__device__ __forceinline__ AdamWRule<float, false> rule_of(const AdamWArgs& args, int64_t row,
+                                                           AdamWRule<float, false>*) {
+  return AdamWRule<float, false>(args, args.scalars[row]);
 }
-__device__ __forceinline__ AdamWRule<true> rule_of(const AdamWArgs& args, int64_t row,
-                                                   AdamWRule<true>*) {
-  return AdamWRule<true>(args, args.scalars[row]);
+__device__ __forceinline__ AdamWRule<float, true> rule_of(const AdamWArgs& args, int64_t row,
+                                                          AdamWRule<float, true>*) {
+  return AdamWRule<float, true>(args, args.scalars[row]);
 }
 template <bool kMomentum>
-__device__ __forceinline__ SgdRule<kMomentum> rule_of(const SgdArgs& args, int64_t,
-                                                      SgdRule<kMomentum>*) {
-  return SgdRule<kMomentum>(args);
+__device__ __forceinline__ SgdRule<float, kMomentum> rule_of(const SgdArgs& args, int64_t,
+                                                             SgdRule<float, kMomentum>*) {
+  return SgdRule<float, kMomentum>(args);
 }
 
 template <typename T>
@@ -132,17 +132,17 @@ void adamw_stochastic(const AdamWArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   launch_scalars(args, stream);
   if (args.amsgrad)
-    launch_steps<AdamWRule<true>>(args, stream);
+    launch_steps<AdamWRule<float, true>>(args, stream);
   else
-    launch_steps<AdamWRule<false>>(args, stream);
+    launch_steps<AdamWRule<float, false>>(args, stream);
 }
 
 void sgd_stochastic(const SgdArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   if (args.has_momentum)
-    launch_steps<SgdRule<true>>(args, stream);
+    launch_steps<SgdRule<float, true>>(args, stream);
   else
-    launch_steps<SgdRule<false>>(args, stream);
+    launch_steps<SgdRule<float, false>>(args, stream);
 }
 
 }  // namespace regkern::cuda

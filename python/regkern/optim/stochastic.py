@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from regkern._registration import register
+from regkern.optim.base import Batch, ListOptimizer, rate
 from regkern.random import make_seed
 
 _adamw_ = register("adamw_stochastic_", lambda *args, **kwargs: None)
@@ -19,8 +19,6 @@ STATES = (torch.float32, torch.bfloat16)
 
 #: Elements are numbered from tensor to tensor, each beginning at a multiple of this.
 _ALIGN = 128
-
-Batch = list[Tensor]
 
 
 class _Draws:
@@ -50,11 +48,10 @@ class _Draws:
         return number
 
 
-class _Stochastic(torch.optim.Optimizer):
-    """What the optimizers share: checks, batches of parameters, state dicts."""
+class _Stochastic(ListOptimizer):
+    """Optimizers that round at random: their random numbers, and what states are kept in."""
 
-    #: Names of the states that have the shape of a parameter.
-    _states: tuple[str, ...] = ()
+    _dtypes = WEIGHTS
 
     def __init__(
         self,
@@ -65,39 +62,15 @@ class _Stochastic(torch.optim.Optimizer):
         self._generator = generator
         super().__init__(params, defaults)
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
-    def _fail(self, name: str, expected: str, got: object) -> str:
-        return f"regkern.optim.{self._name}: expected `{name}` {expected}, got {got}"
-
-    def _check_at_least_zero(self, **values: Any) -> None:
-        for name, value in values.items():
-            # A number on a GPU is not looked at: that would wait for it.
-            if isinstance(value, Tensor):
-                if value.numel() != 1:
-                    raise ValueError(self._fail(name, "to have one element", tuple(value.shape)))
-                if not value.is_cpu:
-                    continue
-            if not value >= 0:
-                raise ValueError(self._fail(name, "to be at least 0", value))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        self._check_group(group)
-        for p in group["params"]:
-            if p.dtype not in WEIGHTS:
-                raise TypeError(
-                    self._fail("params", "of dtype bfloat16, float16 or float32", p.dtype)
-                )
-
     def _check_group(self, group: dict[str, Any]) -> None:
         if group["state_dtype"] not in STATES:
             raise TypeError(
                 self._fail("state_dtype", "to be float32 or bfloat16", group["state_dtype"])
             )
+
+    def _state_dtype(self, p: Tensor, group: dict[str, Any]) -> torch.dtype:
+        dtype: torch.dtype = group["state_dtype"]
+        return dtype
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -106,73 +79,8 @@ class _Stochastic(torch.optim.Optimizer):
             # A state dict of torch's own optimizer knows nothing of it.
             group.setdefault("state_dtype", self.defaults.get("state_dtype", torch.float32))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of this optimizer or of its namesake in ``torch.optim``.
-
-        States go to ``state_dtype`` and to the parameter's device; the base class would round them
-        to the parameter's dtype.
-        """
-        super().load_state_dict(state_dict)
-        saved = (i for group in state_dict["param_groups"] for i in group["params"])
-        for group in self.param_groups:
-            for p in group["params"]:
-                source = state_dict["state"].get(next(saved), {})
-                state = self.state[p] if source else {}
-                for name in self._states:
-                    if isinstance(source.get(name), Tensor):
-                        state[name] = (
-                            source[name]
-                            .detach()
-                            .to(p.device, group["state_dtype"], copy=True)
-                            .contiguous()
-                        )
-                if "step" in source:
-                    step = torch.as_tensor(source["step"], dtype=torch.float32)
-                    state["step"] = step.detach().to(p.device, copy=True)
-
-    def _batches(
-        self, group: dict[str, Any], key_of: Callable[[Tensor], tuple[Any, ...]]
-    ) -> Iterable[tuple[tuple[Any, ...], Batch]]:
-        """The parameters that have gradients, by device, dtypes and what ``key_of`` adds."""
-        batches: dict[tuple[Any, ...], Batch] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.layout != torch.strided:
-                raise ValueError(self._fail("grad", "to be dense", p.grad.layout))
-            key = (p.device, p.dtype, p.grad.dtype, *key_of(p))
-            batches.setdefault(key, []).append(p)
-        return batches.items()
-
-    def _new_state(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        # Row-major whatever the parameter's strides: the kernel walks it as it is.
-        return torch.zeros_like(
-            p, dtype=group["state_dtype"], memory_format=torch.contiguous_format
-        )
-
-    def _update(self, draws: _Draws, group: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; ``closure``, if given, is called first and its loss returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        draws = _Draws(self._name, self._generator)
-        for group in self.param_groups:
-            self._update(draws, group)
-        return loss
-
-
-def _rate(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
-    """A learning rate as a number, or on the device, so that nothing waits for it."""
-    if not isinstance(lr, Tensor):
-        return float(lr), None
-    if lr.is_cpu and device.type != "cpu":
-        return float(lr), None
-    return 0.0, lr.detach().to(device, torch.float64)
+    def _before_updates(self) -> None:
+        self._draws = _Draws(self._name, self._generator)
 
 
 class AdamW(_Stochastic):
@@ -266,9 +174,7 @@ class AdamW(_Stochastic):
         self._check_at_least_zero(
             lr=group["lr"], eps=group["eps"], weight_decay=group["weight_decay"]
         )
-        for i, beta in enumerate(group["betas"]):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(self._fail(f"betas[{i}]", "in [0, 1)", beta))
+        self._check_betas(group["betas"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -276,21 +182,14 @@ class AdamW(_Stochastic):
             group.setdefault("amsgrad", False)
             group.setdefault("maximize", False)
 
-    def _update(self, draws: _Draws, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         def ready(p: Tensor) -> tuple[Any, ...]:
-            state = self.state[p]
-            if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                state["exp_avg"] = self._new_state(p, group)
-                state["exp_avg_sq"] = self._new_state(p, group)
-            if group["amsgrad"] and "max_exp_avg_sq" not in state:
-                state["max_exp_avg_sq"] = self._new_state(p, group)
-            return (state["exp_avg"].dtype,)
+            return (self._adamw_states(p, group)["exp_avg"].dtype,)
 
         beta1, beta2 = group["betas"]
         for (device, *_), params in self._batches(group, ready):
             states = [self.state[p] for p in params]
-            lr, lr_tensor = _rate(group["lr"], device)
+            lr, lr_tensor = rate(group["lr"], device)
             _adamw_(
                 params,
                 [p.grad for p in params],
@@ -298,7 +197,7 @@ class AdamW(_Stochastic):
                 [s["exp_avg_sq"] for s in states],
                 [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],
                 [s["step"] for s in states],
-                draws.seed(device),
+                self._draws.seed(device),
                 lr,
                 beta1,
                 beta2,
@@ -306,7 +205,7 @@ class AdamW(_Stochastic):
                 group["weight_decay"],
                 group["maximize"],
                 lr_tensor,
-                draws.first(device, params),
+                self._draws.first(device, params),
             )
 
 
@@ -383,14 +282,7 @@ class SGD(_Stochastic):
         self._check_at_least_zero(
             lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"]
         )
-        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
-            raise ValueError(
-                self._fail(
-                    "nesterov",
-                    "with a momentum above 0 and a dampening of 0",
-                    f"{group['momentum']} and {group['dampening']}",
-                )
-            )
+        self._check_nesterov(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -398,25 +290,22 @@ class SGD(_Stochastic):
             group.setdefault("nesterov", False)
             group.setdefault("maximize", False)
 
-    def _update(self, draws: _Draws, group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any]) -> None:
         with_momentum = group["momentum"] != 0
 
         def fresh(p: Tensor) -> tuple[Any, ...]:
             if not with_momentum:
                 return (False, None)
-            state = self.state[p]
-            is_fresh = state.get("momentum_buffer") is None
-            if is_fresh:
-                state["momentum_buffer"] = self._new_state(p, group)
-            return (is_fresh, state["momentum_buffer"].dtype)
+            is_fresh = self._momentum_is_fresh(p, group)
+            return (is_fresh, self.state[p]["momentum_buffer"].dtype)
 
         for (device, _, _, is_fresh, _), params in self._batches(group, fresh):
-            lr, lr_tensor = _rate(group["lr"], device)
+            lr, lr_tensor = rate(group["lr"], device)
             _sgd_(
                 params,
                 [p.grad for p in params],
                 [self.state[p]["momentum_buffer"] for p in params] if with_momentum else [],
-                draws.seed(device),
+                self._draws.seed(device),
                 lr,
                 group["momentum"],
                 group["dampening"],
@@ -425,5 +314,5 @@ class SGD(_Stochastic):
                 group["maximize"],
                 is_fresh,
                 lr_tensor,
-                draws.first(device, params),
+                self._draws.first(device, params),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -46,7 +47,8 @@ def _fake_prox_backward(
     shapes: Tensor | None,
     law: str,
     shape: float,
-    nonnegative: bool,
+    low: float,
+    high: float,
     weights_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(x)
@@ -83,7 +85,7 @@ _penalty_add_ = register("penalty_list_add_", _fake_list_sums)
 
 
 def _prox_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, t, lam, weights, shapes, ctx.law, ctx.shape, ctx.nonnegative = inputs
+    x, t, lam, weights, shapes, ctx.law, ctx.shape, ctx.low, ctx.high = inputs
     ctx.save_for_backward(x, t, lam, weights, shapes)
 
 
@@ -91,14 +93,14 @@ def _prox_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, t, lam, weights, shapes = ctx.saved_tensors
     needed = weights is not None and bool(ctx.needs_input_grad[3])
     dx, sums, dweights = _prox_backward(
-        g, x, t, lam, weights, shapes, ctx.law, ctx.shape, ctx.nonnegative, needed
+        g, x, t, lam, weights, shapes, ctx.law, ctx.shape, ctx.low, ctx.high, needed
     )
     dt, dlam = sums[0].reshape(t.shape), sums[1].reshape(lam.shape)
-    return dx, dt, dlam, dweights if needed else None, None, None, None, None
+    return dx, dt, dlam, dweights if needed else None, *([None] * 5)
 
 
 def _prox_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    g, x, t, lam, weights, shapes, ctx.law, ctx.shape, ctx.nonnegative, ctx.needed = inputs
+    g, x, t, lam, weights, shapes, ctx.law, ctx.shape, ctx.low, ctx.high, ctx.needed = inputs
     ctx.save_for_backward(g, x, t, lam, weights, shapes)
 
 
@@ -112,7 +114,7 @@ def _prox_second(ctx: Any, gdx: Tensor, gsums: Tensor, gdweights: Tensor) -> tup
         def prox(x: Tensor, t: Tensor, lam: Tensor, *w: Tensor) -> Tensor:
             return definition.prox_elementwise(
                 x, ctx.law, t, lam, shape=shape, weights=w[0] if w else None,
-                nonnegative=ctx.nonnegative,
+                low=ctx.low, high=ctx.high,
             )  # fmt: skip
 
         pulled: tuple[Tensor, ...] = torch.func.vjp(prox, *args[1:])[1](args[0])
@@ -130,7 +132,7 @@ def _prox_second(ctx: Any, gdx: Tensor, gsums: Tensor, gdweights: Tensor) -> tup
         back[2].reshape(t.shape),
         back[3].reshape(lam.shape),
         back[4] if weights is not None else None,
-        *([None] * 5),
+        *([None] * 6),
     )
 
 
@@ -263,6 +265,13 @@ def check_law(op: str, law: str, shape: float | None, proximal: bool) -> float:
     return float(shape)
 
 
+def _check_interval(op: str, low: float, high: float) -> None:
+    if not low <= 0 <= high:
+        raise ValueError(
+            f"regkern.{op}: expected `low` <= 0 <= `high`, got {low} and {high}"
+        )
+
+
 def spread(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     """A tensor that broadcasts to x, in the compute type."""
     checks.on_device(op, name, value, x)
@@ -302,7 +311,8 @@ def prox_elementwise(
     *,
     shape: float | Tensor | None = None,
     weights: Tensor | None = None,
-    nonnegative: bool = False,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> Tensor:
     r"""The proximal operator of a penalty of single elements.
 
@@ -343,8 +353,9 @@ def prox_elementwise(
         element its own: the column norms of CEL0.
     weights : Tensor, optional
         Broadcasts to x; the result is differentiable in it.
-    nonnegative : bool
-        With the constraint :math:`y \ge 0`: what is below becomes 0.
+    low, high : float
+        With the constraint :math:`low \le y \le high`, an interval around 0. `low=0` keeps the
+        positive part.
 
     Returns
     -------
@@ -375,6 +386,7 @@ def prox_elementwise(
     checks.floating(op, "x", x)
     checks.scale(op, "step", step)
     checks.scale(op, "lam", lam)
+    _check_interval(op, low, high)
     shapes = None
     if isinstance(shape, Tensor):
         checks.one_of(op, "law", law, tuple(name for name in SHAPES if name != "power"))
@@ -384,7 +396,7 @@ def prox_elementwise(
     spread_weights = None if weights is None else spread(op, "weights", weights, x)
     y: Tensor = _prox(
         x, threshold(x, step).reshape(()), threshold(x, lam).reshape(()), spread_weights, shapes,
-        law, number, nonnegative,
+        law, number, low, high,
     )  # fmt: skip
     return y
 
@@ -397,7 +409,8 @@ def prox_elementwise_(
     *,
     shape: float | Tensor | Sequence[Tensor] | None = None,
     weights: Tensor | Sequence[Tensor] | None = None,
-    nonnegative: bool = False,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> ProxReport:
     r"""`prox_elementwise` in place, of all tensors in one call.
 
@@ -405,7 +418,7 @@ def prox_elementwise_(
     ----------
     tensors : Tensor or sequence of Tensor
         What is overwritten: the parameters of a network. Dtypes may differ; any strides.
-    law, step, lam, nonnegative
+    law, step, lam, low, high
         As in `prox_elementwise`.
     shape, weights
         As in `prox_elementwise`, one tensor for each of ``tensors``, or one that broadcasts to all.
@@ -429,6 +442,7 @@ def prox_elementwise_(
     xs = tensor_list(op, "tensors", tensors)
     checks.scale(op, "step", step)
     checks.scale(op, "lam", lam)
+    _check_interval(op, low, high)
     each = shape is not None and not isinstance(shape, int | float)
     if each:
         checks.one_of(op, "law", law, tuple(name for name in SHAPES if name != "power"))
@@ -444,7 +458,7 @@ def prox_elementwise_(
             count = _prox_(
                 [xs[i] for i in group], threshold(like, step).reshape(()),
                 threshold(like, lam).reshape(()), [ws[i] for i in group] if ws else [],
-                [shapes[i] for i in group] if shapes else [], law, number, nonnegative,
+                [shapes[i] for i in group] if shapes else [], law, number, low, high,
             )  # fmt: skip
             zeros = count if zeros is None else zeros + count
     assert zeros is not None

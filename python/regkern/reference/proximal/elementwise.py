@@ -208,14 +208,15 @@ def prox_elementwise(
     *,
     shape: float | Tensor = 0.0,
     weights: Tensor | None = None,
-    nonnegative: bool = False,
+    low: float = -float("inf"),
+    high: float = float("inf"),
 ) -> Tensor:
-    """sgn(x) r(|x|)."""
+    """sgn(x) r(|x|), clamped."""
     t = _number(step, x)
     t = t if weights is None else t * weights
     r = shrunk(law, _magnitude(x), t, _number(lam, x), _number(shape, x))
     y = torch.where(x < 0, -r, r)
-    return torch.where(x <= 0, 0.0, y) if nonnegative else y
+    return torch.where(y < low, low, torch.where(y > high, high, y))
 
 
 def prox_complex(

@@ -1,0 +1,471 @@
+"""The ops on groups: proximal operators, norms, and what their derivatives are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from regkern import _checks as checks
+from regkern._registration import compute_dtype, dense_like, register
+from regkern.proximal.groups import Groups, Layout, Weights
+from regkern.proximal.penalty import ProxReport, threshold
+
+Mapping = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+# ---- raw ops: fake kernels ----
+
+
+def _groups(geometry: Sequence[int], starts: Tensor | None) -> int:
+    return sum(geometry[1::3]) if starts is None else starts.shape[0] - 1
+
+
+def _fake_prox_(
+    ys: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    step: Tensor,
+    lam: Tensor,
+    geometry: Sequence[int],
+    weights: Sequence[float],
+    law: str,
+    shape: float,
+    group_weights: Tensor | None = None,
+    map: Tensor | None = None,
+    starts: Tensor | None = None,
+    members: Tensor | None = None,
+    soft: Tensor | None = None,
+    l1: Sequence[Tensor] | None = None,
+    positive: bool = False,
+) -> tuple[Tensor, Tensor]:
+    norms = ys[0].new_empty((_groups(geometry, starts),), dtype=compute_dtype(ys[0]))
+    return norms, ys[0].new_empty((), dtype=torch.int64)
+
+
+def _fake_prox(
+    x: Tensor,
+    step: Tensor,
+    lam: Tensor,
+    soft: Tensor | None,
+    l1: Tensor | None,
+    geometry: Sequence[int],
+    weight: float,
+    law: str,
+    shape: float,
+    group_weights: Tensor | None = None,
+    map: Tensor | None = None,
+    starts: Tensor | None = None,
+    members: Tensor | None = None,
+    positive: bool = False,
+) -> tuple[Tensor, Tensor]:
+    return dense_like(x), x.new_empty((_groups(geometry, starts),), dtype=torch.float64)
+
+
+def _fake_sums(
+    xs: Sequence[Tensor],
+    zs: Sequence[Tensor],
+    geometry: Sequence[int],
+    map: Tensor | None = None,
+    starts: Tensor | None = None,
+    members: Tensor | None = None,
+) -> Tensor:
+    return xs[0].new_empty((_groups(geometry, starts),), dtype=torch.float64)
+
+
+_prox_in_place = register("group_prox_", _fake_prox_)
+_prox = register("group_prox", _fake_prox)
+_sums = register("group_sums", _fake_sums)
+_scale = register("group_scale", lambda xs, *_, **__: [dense_like(x) for x in xs])
+_scale_in_place = register("group_scale_", lambda *_, **__: None)
+_slopes = register(
+    "group_slopes",
+    lambda norms, *_, **__: norms.new_empty((4, norms.shape[0]), dtype=torch.float64),
+)
+_penalty = register(
+    "group_penalty",
+    lambda norms, *_, **__: norms.new_empty((3, norms.shape[0]), dtype=torch.float64),
+)
+
+# ---- derivatives: sums and scales are closed under differentiation ----
+
+
+def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    xs, zs, ctx.geometry, *mapping = inputs
+    ctx.count = len(xs)
+    ctx.products = len(zs) > 0
+    ctx.save_for_backward(*xs, *zs, *mapping)
+
+
+def _sums_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    n = ctx.count
+    xs, zs, mapping = saved[:n], saved[n:-3], saved[-3:]
+    g = g.to(compute_dtype(xs[0]))
+    none = (None,) * 4
+    if not ctx.products:
+        return _scale(list(xs), 2.0 * g, [], None, ctx.geometry, *mapping, False), [], *none
+    dx = _scale(list(zs), g, [], None, ctx.geometry, *mapping, False)
+    dz = _scale(list(xs), g, [], None, ctx.geometry, *mapping, False)
+    return dx, dz, *none
+
+
+def _scale_setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    xs, a, zs, b, ctx.geometry, *mapping, ctx.keep = inputs
+    ctx.count = len(xs)
+    ctx.products = len(zs) > 0
+    ctx.save_for_backward(*xs, *zs, a, b, *mapping)
+
+
+def _scale_gradient(ctx: Any, gs: Sequence[Tensor]) -> tuple[Any, ...]:
+    *tensors, a, b, map, starts, members = ctx.saved_tensors
+    xs, zs = list(tensors[: ctx.count]), list(tensors[ctx.count :])
+    mapping = (map, starts, members)
+    gs = list(gs)
+    dx = _scale(gs, a, [], None, ctx.geometry, *mapping, ctx.keep)
+    da = _sums(xs, gs, ctx.geometry, *mapping).to(a.dtype)
+    none = (None,) * 5
+    if not ctx.products:
+        return dx, da, [], None, *none
+    dz = _scale(gs, b, [], None, ctx.geometry, *mapping, False)
+    db = _sums(zs, gs, ctx.geometry, *mapping).to(a.dtype)
+    return dx, da, dz, db, *none
+
+
+_sums.differentiable(_sums_setup, _sums_gradient)
+_scale.differentiable(_scale_setup, _scale_gradient)
+
+
+def product_sum(x: Tensor, z: Tensor) -> Tensor:
+    """Σ x z of two tensors of one shape, float64, 0-d, in the library's fixed order."""
+    return _sums([x], [z], [1, 1, x.numel()], None, None, None).reshape(())
+
+
+def weighted_sum(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Σ values · weights of float64 vectors in the library's fixed order, 0-d."""
+    return product_sum(values, torch.ones_like(values) if weights is None else weights)
+
+
+def _penalty_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    norms, lam, _, _, _ = inputs
+    ctx.save_for_backward(norms, lam, output)
+
+
+@once_differentiable
+def _penalty_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    norms, lam, out = ctx.saved_tensors
+    by_lam = weighted_sum(g[0], out[2]).to(lam.dtype).reshape(lam.shape)
+    return g[0] * out[1] * norms, by_lam, None, None, None
+
+
+_penalty.differentiable(_penalty_setup, _penalty_gradient)
+
+
+def _soft(x: Tensor, soft: Tensor | None, l1: Tensor | None, positive: bool) -> Tensor:
+    """What the group prox is given: x after the soft threshold and the positive part."""
+    z = x
+    if soft is not None:
+        z = x.to(soft.dtype)
+        t = soft if l1 is None else soft * l1
+        z = torch.where(z.abs() <= t, torch.zeros_like(z), z - t * z.detach().sign())
+    if positive:
+        z = torch.where(z < 0, torch.zeros_like(z), z)
+    return z
+
+
+def _prox_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, step, lam, soft, l1, ctx.geometry, ctx.weight, ctx.law, ctx.shape = inputs[:9]
+    group_weights, map, starts, members, ctx.positive = inputs[9:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, step, lam, soft, l1, group_weights, map, starts, members, output[1])
+
+
+def _l2_slopes(
+    s: Tensor, step: Tensor, lam: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `group_slopes` computes for the law "soft", differentiable any number of times."""
+    t, lam = step.double() * weights, lam.double()
+    tau = t * lam
+    same = (t == 0) | (lam == 0)
+    active = ((s > tau) | s.isnan()) & (s > 0) | s.isnan()
+    safe = torch.where(active, s, 1.0)
+    a = torch.where(same, 1.0, torch.where(active, 1.0 - tau / safe, 0.0))
+    b = torch.where(active & ~same, tau / (safe * safe * safe), 0.0)
+    inverse = torch.where(active, 1.0 / safe, 0.0)
+    return a, b, -lam * weights * inverse, -t * inverse
+
+
+def _prox_derivatives(
+    ctx: Any, g: Tensor, slopes: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """dx = a g + b x ⟨x, g⟩ and the sums for the parameters."""
+    x, step, lam, soft, l1, group_weights, map, starts, members, norms = ctx.saved_tensors
+    mapping = (map, starts, members)
+    compute = compute_dtype(x)
+    plain = soft is None and not ctx.positive
+    z = x if plain else _soft(x, soft, l1, ctx.positive)
+    if not plain:
+        g = g.to(z.dtype)
+    weights = group_weights
+    if weights is None:
+        weights = torch.full_like(norms, ctx.weight)
+    a, b, by_step, by_lam = slopes(z, weights)
+    dots = _sums([z], [g], ctx.geometry, *mapping)
+    dz = _scale([g], a.to(compute), [z], (b * dots).to(compute), ctx.geometry, *mapping, True)[0]
+    dstep = weighted_sum(dots, by_step).to(step.dtype).reshape(step.shape)
+    dlam = weighted_sum(dots, by_lam).to(lam.dtype).reshape(lam.shape)
+    if plain:
+        return dz, dstep, dlam, None, None
+    covered = None
+    if map is not None:
+        # Elements of no group are not thresholded either.
+        ones = torch.ones_like(z)
+        covered = _scale(
+            [ones], torch.ones_like(norms, dtype=compute), [], None, ctx.geometry, *mapping, False
+        )[0]
+    alive = torch.where((z == 0) if covered is None else (z == 0) & (covered > 0), 0.0, dz)
+    same = alive if soft is None else torch.where(soft == 0, dz, alive)
+    if ctx.positive:
+        same = torch.where((x < 0) if covered is None else (x < 0) & (covered > 0), 0.0, same)
+    if soft is None:
+        return same.to(x.dtype), dstep, dlam, None, None
+    signs = z.detach().sign() if covered is None else z.detach().sign() * covered
+    dt = -(alive * signs)
+    dsoft = product_sum(dt, torch.ones_like(dt) if l1 is None else l1)
+    dl1 = None if l1 is None else dt * soft
+    return same.to(x.dtype), dstep, dlam, dsoft.to(soft.dtype).reshape(soft.shape), dl1
+
+
+@once_differentiable
+def _prox_once(ctx: Any, g: Tensor) -> Any:
+    _, step, lam, *_, norms = ctx.saved_tensors
+
+    def slopes(_: Tensor, weights: Tensor) -> Any:
+        return _slopes(norms, step, lam, ctx.law, ctx.shape, weights).unbind(0)
+
+    return _prox_derivatives(ctx, g, slopes)
+
+
+def _prox_gradient(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
+    none = (None,) * 9
+    if ctx.law != "soft" or not torch.is_grad_enabled():
+        return *_prox_once(ctx, g), *none
+    _, step, lam, _, _, _, *mapping, _ = ctx.saved_tensors
+
+    def slopes(z: Tensor, weights: Tensor) -> Any:
+        squares = _sums([z], [], ctx.geometry, *mapping)
+        return _l2_slopes(root(squares), step, lam, weights)
+
+    return *_prox_derivatives(ctx, g, slopes), *none
+
+
+_prox.differentiable(_prox_setup, _prox_gradient)
+
+
+def root(squares: Tensor) -> Tensor:
+    """√ with the derivative 0 at 0."""
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
+
+
+# ---- what penalties call ----
+
+
+def check_list(op: str, tensors: Sequence[Tensor]) -> None:
+    """Floating tensors of one dtype on one device."""
+    for i, t in enumerate(tensors):
+        checks.floating(op, f"tensors[{i}]", t)
+        if t.dtype != tensors[0].dtype:
+            raise TypeError(
+                f"regkern.{op}: expected `tensors` of one dtype, got {tensors[0].dtype} and "
+                f"{t.dtype}"
+            )
+        if t.device != tensors[0].device:
+            raise ValueError(
+                f"regkern.{op}: expected `tensors` on {tensors[0].device}, got {t.device}"
+            )
+
+
+def check_weights(op: str, weights: object) -> None:
+    if isinstance(weights, Tensor):
+        if weights.dim() != 1 or weights.is_complex():
+            raise ValueError(
+                f"regkern.{op}: expected `weights` of one dimension, a number per group, got "
+                f"{tuple(weights.shape)}"
+            )
+    elif weights not in ("sqrt", "none"):
+        raise ValueError(
+            f"regkern.{op}: expected `weights` to be 'sqrt', 'none' or a tensor, got {weights!r}"
+        )
+
+
+def weights_of(
+    op: str, layout: Layout, weights: Weights, device: torch.device
+) -> tuple[list[float], Tensor | None]:
+    """The weight of the groups of each tensor, and a factor per group where they differ."""
+    ones = [1.0] * len(layout.sizes)
+    if isinstance(weights, Tensor):
+        if weights.numel() != sum(layout.groups):
+            raise ValueError(
+                f"regkern.{op}: expected `weights` for {sum(layout.groups)} groups, got "
+                f"{weights.numel()}"
+            )
+        return ones, weights.to(device, torch.float64)
+    if weights == "none":
+        return ones, None
+    if layout.group_sizes is not None:
+        return ones, layout.group_sizes.sqrt()
+    return [float(int(n)) ** 0.5 for n in layout.sizes], None
+
+
+def spread_weights(
+    layout: Layout, per_tensor: Sequence[float], per_group: Tensor | None, like: Tensor
+) -> Tensor:
+    """The weight of every group, float64."""
+    if per_group is not None:
+        return per_group
+    options: Any = {"dtype": torch.float64, "device": like.device}
+    if layout.map is not None:
+        return torch.ones((sum(layout.groups),), **options)
+    each = [torch.full((n,), w, **options) for n, w in zip(layout.groups, per_tensor, strict=True)]
+    return each[0] if len(each) == 1 else torch.cat(each)
+
+
+def group_squares(tensors: Sequence[Tensor], layout: Layout) -> Tensor:
+    """‖x_g‖² of all groups, float64, differentiable."""
+    return _sums(list(tensors), [], layout.geometry, *layout.mapping)  # type: ignore[no-any-return]
+
+
+def group_scaled(x: Tensor, factors: Tensor, layout: Layout) -> Tensor:
+    """x_g · factors[g], differentiable in both."""
+    scaled = _scale(
+        [x], factors.to(compute_dtype(x)), [], None, layout.geometry, *layout.mapping, True
+    )
+    return scaled[0]  # type: ignore[no-any-return]
+
+
+def group_scale_(tensors: Sequence[Tensor], factors: Tensor, layout: Layout) -> None:
+    """x_g ← x_g · factors[g]; 0 gives zeros, also of what is not finite."""
+    _scale_in_place(
+        list(tensors),
+        factors.to(compute_dtype(tensors[0])).contiguous(),
+        layout.geometry,
+        *layout.mapping,
+    )
+
+
+def penalty_value(norms: Tensor, lam: Tensor, law: str, shape: float, weights: Tensor) -> Tensor:
+    """Σ weight φ_λ(norm), 0-d float64."""
+    if law == "soft":
+        return weighted_sum(norms, weights) * lam.double()
+    return weighted_sum(_penalty(norms, lam, law, shape, weights)[0])
+
+
+def prox(
+    op: str,
+    x: Tensor,
+    groups: Groups,
+    weights: Weights,
+    step: float | Tensor,
+    lam: float | Tensor,
+    law: str,
+    shape: float,
+    soft: float | Tensor | None = None,
+    l1: Tensor | None = None,
+    positive: bool = False,
+) -> Tensor:
+    """The group prox of one tensor, differentiable in x, step, λ and the soft threshold."""
+    layout = groups.layout([x])
+    (weight,), per_group = weights_of(op, layout, weights, x.device)
+    y, _ = _prox(
+        x,
+        threshold(x, step),
+        threshold(x, lam),
+        None if soft is None else threshold(x, step, soft),
+        l1,
+        layout.geometry,
+        weight,
+        law,
+        shape,
+        per_group,
+        *layout.mapping,
+        positive,
+    )
+    return y  # type: ignore[no-any-return]
+
+
+def prox_(
+    op: str,
+    tensors: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    groups: Groups,
+    weights: Weights,
+    step: float | Tensor,
+    lam: float | Tensor,
+    law: str,
+    shape: float,
+    soft: float | Tensor | None = None,
+    l1: Sequence[Tensor] | None = None,
+    positive: bool = False,
+) -> ProxReport:
+    """The group prox of a list of tensors in place, or of other sources into them."""
+    tensors = list(tensors)
+    if not tensors:
+        return ProxReport((), torch.zeros((), dtype=torch.int64))
+    like = tensors[0]
+    layout = groups.layout(tensors)
+    per_tensor, per_group = weights_of(op, layout, weights, like.device)
+    with torch.no_grad():
+        norms, zeros = _prox_in_place(
+            tensors,
+            list(sources),
+            threshold(like, step),
+            threshold(like, lam),
+            layout.geometry,
+            per_tensor,
+            law,
+            shape,
+            per_group,
+            *layout.mapping,
+            None if soft is None else threshold(like, step, soft),
+            l1,
+            positive,
+        )
+    return ProxReport(norms.split(layout.groups), zeros)
+
+
+def group_norms(tensors: Tensor | Sequence[Tensor], groups: Groups) -> Tensor:
+    r"""The Euclidean norms of groups
+
+    .. math:: s_g = \lVert x_g \rVert_2
+
+    Parameters
+    ----------
+    tensors : Tensor or sequence of Tensor
+        float32, float64, bfloat16 or float16, of one dtype; any strides.
+    groups : Groups
+        The groups of each tensor, or of all together.
+
+    Returns
+    -------
+    Tensor
+        float64, (groups,): the groups of the first tensor, then those of the second, and so on.
+        Differentiable any number of times; the gradient of a zero group is 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For tensors of other or of several dtypes, and groups that do not fit them.
+
+    Notes
+    -----
+    Each tensor is read once. Squares are added in the type that is computed in, in an order that
+    is the same everywhere, and in float64 where they overflow or underflow.
+    """
+    op = "group_norms"
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    check_list(op, tensors)
+    if not tensors:
+        return torch.zeros((0,), dtype=torch.float64)
+    return root(group_squares(tensors, groups.layout(tensors)))
