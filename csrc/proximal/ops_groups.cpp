@@ -298,11 +298,13 @@ ProxResult run_prox(const Checks& check, List& list, const Tensor& like, const P
   law.before = want_before ? mutable_data<double>(out.before) : nullptr;
   law.zeros = mutable_data<int64_t>(out.zeros);
 
-  // In one pass what can be; the sums of the others first.
+  // In one pass what can be; the sums of the others first. On the GPU a pass is the group soft
+  // threshold: other laws need more registers than the elements leave.
+  const bool one_pass = !list.mapped() && (kValuesReadable || law.law == Law::soft);
   std::vector<GroupRow> quick, slow;
   for (int64_t i = 0; i < list.count(); ++i) {
     const GroupRow& row = list.rows()[i];
-    (!list.mapped() && in_one_pass(row) ? quick : slow).push_back(row);
+    (one_pass && in_one_pass(row) ? quick : slow).push_back(row);
   }
   if (!quick.empty()) {
     const auto count = static_cast<int64_t>(quick.size());
