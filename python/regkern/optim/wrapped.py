@@ -25,7 +25,7 @@ class WrappedOptimizer(torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, {})
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
     @param_groups.setter
@@ -44,7 +44,7 @@ class WrappedOptimizer(torch.optim.Optimizer):
             self.optimizer.state = value  # type: ignore[assignment]
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         return self.optimizer.defaults
 
     @defaults.setter

@@ -121,7 +121,7 @@ class Proximal(WrappedOptimizer):
         for group in self.param_groups:
             if healing(group):
                 zeros += [(p, p == 0) for p in group["params"]]
-        loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+        loss = self.optimizer.step(closure)
         for p, zero in zeros:
             p.masked_fill_(zero, 0.0)
         for group in self.param_groups:

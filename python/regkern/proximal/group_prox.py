@@ -337,6 +337,21 @@ def group_squares(tensors: Sequence[Tensor], layout: Layout) -> Tensor:
     return _sums(list(tensors), [], layout.geometry, *layout.mapping)  # type: ignore[no-any-return]
 
 
+def group_products(xs: Sequence[Tensor], zs: Sequence[Tensor], layout: Layout) -> Tensor:
+    """⟨x_g, z_g⟩ of all groups, float64, differentiable."""
+    return _sums(list(xs), list(zs), layout.geometry, *layout.mapping)  # type: ignore[no-any-return]
+
+
+def group_combined(
+    xs: Sequence[Tensor], a: Tensor, zs: Sequence[Tensor], b: Tensor, layout: Layout
+) -> list[Tensor]:
+    """a[g] · x_g + b[g] · z_g, differentiable."""
+    compute = compute_dtype(xs[0])
+    return _scale(  # type: ignore[no-any-return]
+        list(xs), a.to(compute), list(zs), b.to(compute), layout.geometry, *layout.mapping, True
+    )
+
+
 def group_scaled(x: Tensor, factors: Tensor, layout: Layout) -> Tensor:
     """x_g · factors[g], differentiable in both."""
     scaled = _scale(
