@@ -34,8 +34,8 @@ class WrappedOptimizer(torch.optim.Optimizer):
         if value:
             self.optimizer.param_groups = value
 
-    @property
-    def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def state(self) -> Mapping[Any, Any]:
         return self.optimizer.state
 
     @state.setter
