@@ -16,7 +16,7 @@ namespace {
 
 Law law_of(const Checks& check, const std::string& name) {
   std::string all;
-  for (int i = 0; i < kLaws; ++i) {
+  for (int i = 0; i < kLaws - 1; ++i) {  // a power has no operator
     if (name == kLawNames[i]) return static_cast<Law>(i);
     all += (i > 0 ? ", " : "") + std::string(kLawNames[i]);
   }

@@ -118,7 +118,7 @@ class _Layer:
 
 @dataclass
 class _Analysis:
-    """Forward over the graph: which channels are constant, which belong together, who reads them."""
+    """Which channels are constant, which belong together, and who reads them."""
 
     traced: fx.GraphModule
     values: dict[fx.Node, _Channels | None] = field(default_factory=dict)
@@ -174,19 +174,26 @@ class _Analysis:
                 self.refuse(node, "they are the network's output")
             elif node.op == "call_module":
                 module = modules[str(node.target)]
-                has_state = any(True for _ in module.parameters())
-                shared = any(len(owners[id(p)]) > 1 for p in module.parameters(recurse=False))
-                if has_state and (calls[id(module)] > 1 or shared):
-                    why = f"`{node.target}` is used more than once"
-                elif parametrize.is_parametrized(module):
-                    why = f"`{node.target}` is parametrized"
-                else:
-                    value = self.module(node, module)
+                value = self.module(node, module)
+                why = self.shared(module, calls, owners, str(node.target))
+                if why:
+                    for pinned in (value, *map(self.of, node.all_input_nodes)):
+                        self.pin(pinned, why)
             elif node.op in ("call_function", "call_method"):
                 value = self.function(node)
             if value is None and node.op not in ("output", "get_attr"):
                 self.refuse(node, why or f"`{_title(node)}` is not known to keep channels apart")
             self.values[node] = value
+
+    @staticmethod
+    def shared(
+        module: nn.Module, calls: dict[int, int], owners: dict[int, set[int]], name: str
+    ) -> str:
+        """Why a module cannot be cut, whatever it computes."""
+        own = list(module.parameters(recurse=False))
+        if own and (calls[id(module)] > 1 or any(len(owners[id(p)]) > 1 for p in own)):
+            return f"`{name}` is used more than once"
+        return f"`{name}` is parametrized" if parametrize.is_parametrized(module) else ""
 
     def refuse(self, node: fx.Node, why: str) -> None:
         if _looks_at_other_sizes(node):
@@ -199,11 +206,18 @@ class _Analysis:
         return tuple(meta.shape) if hasattr(meta, "shape") else None
 
     def unknown(self, node: fx.Node, axis: int) -> _Channels | None:
+        """New channels, of which nothing is known."""
         shape = self.shape(node)
         if shape is None or not -len(shape) <= axis < len(shape):
             return None
         n = shape[axis]
         return _Channels(self.new_ids(n), torch.full((n,), math.nan).double(), axis % len(shape))
+
+    def unread(self, n: int, axis: int) -> _Channels:
+        """Inputs of a layer that are not known to be channels: none of them may go."""
+        value = _Channels(self.new_ids(n), torch.full((n,), math.nan).double(), axis)
+        self.pin(value, "they are not known to be channels")
+        return value
 
     def of(self, argument: object) -> _Channels | None:
         return self.values.get(argument) if isinstance(argument, fx.Node) else None
@@ -247,8 +261,7 @@ class _Analysis:
             return None  # without a batch
         name = str(node.target)
         if x is None or x.axis != 1:
-            self.layers.append(_Layer(name, module, None, out))
-            return out
+            x = self.unread(module.in_channels, 1)
         weight = module.weight.detach().double()
         taps = weight.flatten(2)
         if module.groups == 1:
@@ -277,8 +290,7 @@ class _Analysis:
         name = str(node.target)
         if x is None or x.axis != out.axis:
             self.pin(x, f"`{name}` mixes another dimension")
-            self.layers.append(_Layer(name, module, None, out))
-            return out
+            x = self.unread(module.in_features, out.axis)
         weight = module.weight.detach().double()[:, :, None]
         out = out.holding(_affine(weight, module.bias, x.const, False))
         self.layers.append(_Layer(name, module, x, out))
@@ -348,7 +360,8 @@ class _Analysis:
         if target is torch.flatten or (method and target == "flatten"):
             start = node.kwargs.get("start_dim", args[1] if len(args) > 1 else 0)
             end = node.kwargs.get("end_dim", args[2] if len(args) > 2 else -1)
-            assert isinstance(start, int) and isinstance(end, int)
+            assert isinstance(start, int)
+            assert isinstance(end, int)
             return self.flatten(node, x, start, end)
         if method and target in ("view", "reshape"):
             # x.view(x.size(0), -1); other sizes may count channels.
@@ -681,7 +694,9 @@ def shrink(model: nn.Module, example_input: Any) -> tuple[nn.Module, ShrinkRepor
     for layer in analysis.layers:
         module = modules[layer.name]
         before = _width(module)
-        _cut(module, layer, keep_of)
+        values = [v for v in (layer.read, layer.written) if v is not None]
+        if not all(bool(keep_of(v).all()) for v in values):
+            _cut(module, layer, keep_of)
         if _width(module) != before:
             shrunk.append(Shrunk(layer.name, before, _width(module)))
         if layer.written is not None and isinstance(module, (*_CONV, nn.Linear)):
