@@ -8,29 +8,55 @@ using namespace proximal;
 
 using Count = unsigned long long;  // what atomicAdd takes
 
-// t and shape of a thread's lanes.
+// Any law, as a call: with all of them in line in eight lanes, a kernel would be a megabyte.
 template <typename C>
-__device__ __forceinline__ void load_varied(const Point<C>& p, const void* weights,
-                                            const void* shapes, int64_t e, int64_t left,
-                                            C t[kListLanes], C shape[kListLanes]) {
-  const C* w = static_cast<const C*>(weights);
-  const C* a = static_cast<const C*>(shapes);
-#pragma unroll
-  for (int i = 0; i < kListLanes; ++i) {
-    t[i] = w != nullptr && i < left ? p.t * w[e + i] : p.t;
-    shape[i] = a != nullptr && i < left ? a[e + i] : p.shape;
-  }
+__device__ __noinline__ C shrunk_by(Law law, Point<C> p, C x, C t, C shape) {
+  C y = C(0);
+  dispatch_law(
+      law, [&](auto constant) { y = shrunk_element<decltype(constant)::value>(p, x, t, shape); });
+  return y;
+}
+template <typename C>
+__device__ __noinline__ ElementGradient<C> gradient_by(Law law, Point<C> p, C g, C x, C t,
+                                                       C shape) {
+  ElementGradient<C> d{};
+  dispatch_law(law, [&](auto constant) {
+    d = shrunk_gradient<decltype(constant)::value>(p, g, x, t, shape);
+  });
+  return d;
+}
+template <typename C>
+__device__ __noinline__ Penalised<C> penalty_by(Law law, C r, C lam, C shape) {
+  Penalised<C> out{};
+  dispatch_law(law,
+               [&](auto constant) { out = penalty<decltype(constant)::value>(r, lam, shape); });
+  return out;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kListThreads)
-    shrink_kernel(const __grid_constant__ ListChunk<ShrinkRow> chunk, LawArgs law, Count* zeros,
-                  int tiles) {
-  using C = compute_t<T>;
+// The laws that have a kernel of their own, for tensors without weights: the others are not bound
+// by memory, or not run over whole networks.
+template <typename F>
+bool dispatch_fast(Law law, F&& f) {
+  if (law == Law::soft) return f(LawConstant<Law::soft>{}), true;
+  if (law == Law::hard) return f(LawConstant<Law::hard>{}), true;
+  if (law == Law::scad) return f(LawConstant<Law::scad>{}), true;
+  if (law == Law::mcp) return f(LawConstant<Law::mcp>{}), true;
+  return false;
+}
+
+// t and shape of a thread's lane.
+template <typename C>
+__device__ __forceinline__ C varied(const void* each, int64_t e, bool there, C factor, C one) {
+  return each != nullptr && there ? factor * static_cast<const C*>(each)[e] : one;
+}
+
+// f(place, row, e, left) for every tile, with what this thread has of it. Counts zeros.
+template <typename T, typename F>
+__device__ __forceinline__ void shrink_tiles(const ListChunk<ShrinkRow>& chunk, Count* zeros,
+                                             int tiles, F&& f) {
   RK_SHARED(Count, counted, 1);
   if (threadIdx.x == 0) counted[0] = 0;
   __syncthreads();
-  const Point<C> p = load_point<C>(law);
   const int64_t mine = static_cast<int64_t>(threadIdx.x) * kListLanes;
   int found = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
@@ -40,32 +66,42 @@ __global__ void __launch_bounds__(kListThreads)
     if (left <= 0) continue;
     const T* x = static_cast<const T*>(row.x);
     T* y = static_cast<T*>(row.y);
-    T in[kListLanes], out[kListLanes] = {};
-    load_lanes(x + e, left, aligned_for_vectors(x), in);
-    if (row.weights == nullptr && row.shapes == nullptr) {
-      dispatch_law(law.law, [&](auto constant) {
+    T v[kListLanes];
+    load_lanes(x + e, left, aligned_for_vectors(x), v);
 #pragma unroll
-        for (int i = 0; i < kListLanes; ++i)
-          narrow(shrunk_element<decltype(constant)::value>(p, widen(in[i]), p.t, p.shape), out + i);
-      });
-    } else {
-      C t[kListLanes], shape[kListLanes];
-      load_varied(p, row.weights, row.shapes, e, left, t, shape);
-      dispatch_law(law.law, [&](auto constant) {
-#pragma unroll
-        for (int i = 0; i < kListLanes; ++i)
-          narrow(shrunk_element<decltype(constant)::value>(p, widen(in[i]), t[i], shape[i]),
-                 out + i);
-      });
+    for (int i = 0; i < kListLanes; ++i) {
+      narrow(f(row, widen(v[i]), e + i, i < left), v + i);
+      found += i < left && widen(v[i]) == compute_t<T>(0) ? 1 : 0;
     }
-    store_lanes(out, left, aligned_for_vectors(y), y + e);
-#pragma unroll
-    for (int i = 0; i < kListLanes; ++i) found += i < left && widen(out[i]) == C(0) ? 1 : 0;
+    store_lanes(v, left, aligned_for_vectors(y), y + e);
   }
   found = warp_sum(found);
   if (threadIdx.x % 32 == 0) atomicAdd(counted, static_cast<Count>(found));
   __syncthreads();
   if (threadIdx.x == 0 && counted[0] != 0) atomicAdd(zeros, counted[0]);
+}
+
+template <typename T, Law kLaw>
+__global__ void __launch_bounds__(kListThreads)
+    shrink_fast_kernel(const __grid_constant__ ListChunk<ShrinkRow> chunk, LawArgs law,
+                       Count* zeros, int tiles) {
+  using C = compute_t<T>;
+  const Point<C> p = load_point<C>(law);
+  shrink_tiles<T>(chunk, zeros, tiles, [&](const ShrinkRow&, C x, int64_t, bool) {
+    return shrunk_element<kLaw>(p, x, p.t, p.shape);
+  });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kListThreads)
+    shrink_kernel(const __grid_constant__ ListChunk<ShrinkRow> chunk, LawArgs law, Count* zeros,
+                  int tiles) {
+  using C = compute_t<T>;
+  const Point<C> p = load_point<C>(law);
+  shrink_tiles<T>(chunk, zeros, tiles, [&](const ShrinkRow& row, C x, int64_t e, bool there) {
+    return shrunk_by(law.law, p, x, varied(row.weights, e, there, p.t, p.t),
+                     varied(row.shapes, e, there, C(1), p.shape));
+  });
 }
 
 template <typename T>
@@ -78,33 +114,28 @@ __global__ void __launch_bounds__(kListThreads)
   sum_span<kShrinkSums>(chunk, static_cast<int>(blockIdx.x), spans, shared,
                         [&](const ShrinkGradientRow& row, int64_t e, int64_t left,
                             double (&lanes)[kShrinkSums][kLaneGroup]) {
-                          T g[kListLanes], x[kListLanes], dx[kListLanes] = {};
-                          C t[kListLanes], shape[kListLanes];
+                          T g[kListLanes], x[kListLanes];
                           const T* from = static_cast<const T*>(row.x);
                           const T* grad = static_cast<const T*>(row.g);
                           load_lanes(grad + e, left, aligned_for_vectors(grad), g);
                           load_lanes(from + e, left, aligned_for_vectors(from), x);
-                          load_varied(p, row.weights, row.shapes, e, left, t, shape);
-                          dispatch_law(law.law, [&](auto constant) {
 #pragma unroll
-                            for (int i = 0; i < kListLanes; ++i) {
-                              const ElementGradient<C> d =
-                                  shrunk_gradient<decltype(constant)::value>(
-                                      p, widen(g[i]), widen(x[i]), t[i], shape[i]);
-                              narrow(d.x, dx + i);
-                              C by_t = d.t;
-                              if (i < left) {
-                                if (row.dweights != nullptr)
-                                  static_cast<C*>(row.dweights)[e + i] = d.t * p.t;
-                                if (row.weights != nullptr)
-                                  by_t = d.t * static_cast<const C*>(row.weights)[e + i];
-                                lanes[0][i] += static_cast<double>(by_t);
-                                lanes[1][i] += static_cast<double>(d.lam);
-                              }
+                          for (int i = 0; i < kListLanes; ++i) {
+                            const bool there = i < left;
+                            const C w = varied(row.weights, e + i, there, C(1), C(1));
+                            const ElementGradient<C> d =
+                                gradient_by(law.law, p, widen(g[i]), widen(x[i]), p.t * w,
+                                            varied(row.shapes, e + i, there, C(1), p.shape));
+                            narrow(d.x, g + i);
+                            if (there) {
+                              if (row.dweights != nullptr)
+                                static_cast<C*>(row.dweights)[e + i] = d.t * p.t;
+                              lanes[0][i] += static_cast<double>(d.t * w);
+                              lanes[1][i] += static_cast<double>(d.lam);
                             }
-                          });
+                          }
                           T* to = static_cast<T*>(row.dx);
-                          store_lanes(dx, left, aligned_for_vectors(to), to + e);
+                          store_lanes(g, left, aligned_for_vectors(to), to + e);
                         });
 }
 
@@ -115,32 +146,29 @@ __global__ void __launch_bounds__(kListThreads)
   using C = compute_t<T>;
   RK_SHARED(double, shared, kListThreads);
   const Point<C> p = load_point<C>(law);
-  sum_span<kShrinkSums>(
-      chunk, static_cast<int>(blockIdx.x), spans, shared,
-      [&](const PenaltyRow& row, int64_t e, int64_t left,
-          double (&lanes)[kShrinkSums][kLaneGroup]) {
-        T x[kListLanes], dx[kListLanes] = {};
-        const T* from = static_cast<const T*>(row.x);
-        const C* weights = static_cast<const C*>(row.weights);
-        T* to = static_cast<T*>(row.dx);
-        load_lanes(from + e, left, aligned_for_vectors(from), x);
-        if (accumulate && to != nullptr) load_lanes(to + e, left, aligned_for_vectors(to), dx);
-        dispatch_law(law.law, [&](auto constant) {
+  sum_span<kShrinkSums>(chunk, static_cast<int>(blockIdx.x), spans, shared,
+                        [&](const PenaltyRow& row, int64_t e, int64_t left,
+                            double (&lanes)[kShrinkSums][kLaneGroup]) {
+                          T x[kListLanes], dx[kListLanes] = {};
+                          const T* from = static_cast<const T*>(row.x);
+                          T* to = static_cast<T*>(row.dx);
+                          load_lanes(from + e, left, aligned_for_vectors(from), x);
+                          if (accumulate && to != nullptr)
+                            load_lanes(to + e, left, aligned_for_vectors(to), dx);
 #pragma unroll
-          for (int i = 0; i < kListLanes; ++i) {
-            const C v = widen(x[i]);
-            const Penalised<C> out = penalty<decltype(constant)::value>(fabs(v), p.lam, p.shape);
-            const C w = i >= left ? C(0) : weights != nullptr ? weights[e + i] : C(1);
-            if (i < left) {
-              lanes[0][i] += static_cast<double>(w * out.value);
-              lanes[1][i] += static_cast<double>(w * out.by_lam);
-            }
-            const C d = p.t * (w * (v < C(0) ? -out.by_r : out.by_r));
-            narrow(accumulate ? d + widen(dx[i]) : d, dx + i);
-          }
-        });
-        if (to != nullptr) store_lanes(dx, left, aligned_for_vectors(to), to + e);
-      });
+                          for (int i = 0; i < kListLanes; ++i) {
+                            const C v = widen(x[i]),
+                                    w = varied(row.weights, e + i, i < left, C(1), C(1));
+                            const Penalised<C> out = penalty_by(law.law, fabs(v), p.lam, p.shape);
+                            if (i < left) {
+                              lanes[0][i] += static_cast<double>(w * out.value);
+                              lanes[1][i] += static_cast<double>(w * out.by_lam);
+                            }
+                            const C d = p.t * (w * (v < C(0) ? -out.by_r : out.by_r));
+                            narrow(accumulate ? d + widen(dx[i]) : d, dx + i);
+                          }
+                          if (to != nullptr) store_lanes(dx, left, aligned_for_vectors(to), to + e);
+                        });
 }
 
 template <typename C>
@@ -157,12 +185,22 @@ __global__ void __launch_bounds__(kTotalLanes)
 
 void prox_elementwise(const ProxElementwiseArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
+  auto* zeros = reinterpret_cast<Count*>(args.zeros);
   zero_async(args.zeros, sizeof(int64_t), stream);
+  bool varied = false;
+  for (int64_t i = 0; i < args.count; ++i)
+    varied = varied || args.rows[i].weights != nullptr || args.rows[i].shapes != nullptr;
   dispatch_floating(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
     for_each_chunk(
         args.rows, args.count, [&](const ListChunk<ShrinkRow>& chunk, int64_t, int64_t tiles) {
-          RK_LAUNCH((shrink_kernel<decltype(zero)>), grid_blocks(tiles, 8), kListThreads, 0, stream,
-                    chunk, args.law, reinterpret_cast<Count*>(args.zeros), static_cast<int>(tiles));
+          const auto fast = [&](auto constant) {
+            RK_LAUNCH((shrink_fast_kernel<T, decltype(constant)::value>), grid_blocks(tiles, 8),
+                      kListThreads, 0, stream, chunk, args.law, zeros, static_cast<int>(tiles));
+          };
+          if (!varied && dispatch_fast(args.law.law, fast)) return;
+          RK_LAUNCH((shrink_kernel<T>), grid_blocks(tiles, 8), kListThreads, 0, stream, chunk,
+                    args.law, zeros, static_cast<int>(tiles));
         });
   });
 }
