@@ -17,6 +17,8 @@ inline Slices parse_slices(const Checks& check, const std::vector<int64_t>& s, i
              "`slices` of " + std::to_string(numel) + " elements, batch * outer * count * inner",
              std::to_string(s[at]) + " * " + std::to_string(s[at + 1]) + " * " +
                  std::to_string(s[at + 2]) + " * " + std::to_string(s[at + 3]));
+  // Slices that follow one another are rows.
+  if (parsed.count == 1) return {1, 1, parsed.batch, slice_size(parsed)};
   return parsed;
 }
 
