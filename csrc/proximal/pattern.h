@@ -21,8 +21,8 @@ constexpr int kLongestPattern = 64;
 struct PatternItem {
   const void* values;  // or null: `out` is a mask of bytes
   const void* scores;
-  void* out;           // may be `values` and `scores`
-  Slices slices;       // along a dimension: inner = 1
+  void* out;      // may be `values` and `scores`
+  Slices slices;  // along a dimension: inner = 1
 };
 
 struct PatternArgs {

@@ -85,8 +85,7 @@ C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work) {
   const C* from = v;
   int64_t left = n;
   return michelot(plan, [&](C tau, bool all) -> ActiveSums {
-    if (all)
-      return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
+    if (all) return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
     const int64_t before = left;
     left = from == v ? compact<kMagnitude>(v, n, plan.shift, tau, work)
                      : compact<false>(work, left, C(0), tau, work);
@@ -276,7 +275,8 @@ void thresholds_of(const RowThresholdArgs& args, const RowThresholdItem& item, i
   constexpr bool kNative = sizeof(T) == sizeof(C);
   const bool direct = kNative && layout.outer == 1;
   const int64_t tile = direct ? 0 : rows_together(layout, 0, layout.count);
-  Scratch<C> in(tile * pitch), out(tile * pitch), target(args.target != nullptr ? tile * pitch + pitch : 0);
+  Scratch<C> in(tile * pitch), out(tile * pitch),
+      target(args.target != nullptr ? tile * pitch + pitch : 0);
   Scratch<double> work((args.law == RowLaw::entmax15 ? 2 : 1) * (n + 16));
   int64_t zeros = 0;
   for (int64_t slice = begin; slice < end;) {

@@ -28,10 +28,10 @@ inline int64_t check_per_slice(const Checks& check, const Tensor& t, const char*
   check.same_device(t, name, like);
   check.dtype(t, name, ScalarType::Double, "float64");
   check.that(t.is_contiguous(), std::string("contiguous `") + name + "`", "a strided one");
-  check.that(t.numel() == 1 || t.numel() == slice_count(slices),
-             std::string("`") + name + "` of 1 or " + std::to_string(slice_count(slices)) +
-                 " elements",
-             std::to_string(t.numel()));
+  check.that(
+      t.numel() == 1 || t.numel() == slice_count(slices),
+      std::string("`") + name + "` of 1 or " + std::to_string(slice_count(slices)) + " elements",
+      std::to_string(t.numel()));
   return t.numel() == 1 ? 0 : 1;
 }
 
