@@ -15,9 +15,7 @@ from regkern.proximal.projections import Lines, check_dim, number_per_slice
 # ---- raw ops: fake kernels and autograd ----
 
 
-def _fake_total_variation(
-    x: Tensor, lam: Tensor, slices: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _fake_total_variation(x: Tensor, lam: Tensor, slices: Sequence[int]) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.int8)
 
 
@@ -110,9 +108,7 @@ def prox_total_variation(x: Tensor, lam: float | Tensor, dim: int = -1) -> Tenso
     return _prox("prox_total_variation", x, lam, dim)
 
 
-def prox_fused_lasso(
-    x: Tensor, lam: float | Tensor, l1: float | Tensor, dim: int = -1
-) -> Tensor:
+def prox_fused_lasso(x: Tensor, lam: float | Tensor, l1: float | Tensor, dim: int = -1) -> Tensor:
     r"""The proximal operator of the fused lasso: total variation, then a soft threshold.
 
     .. math::

@@ -28,5 +28,8 @@ def n_m_mask(scores: Tensor, n: int = 2, m: int = 4, dim: int = -1) -> Tensor:
 def n_m_projection(
     x: Tensor, n: int = 2, m: int = 4, dim: int = -1, straight_through: bool = False
 ) -> Tensor:
-    y = torch.where(n_m_mask(x, n, m, dim), x, 0.0)
-    return x + (y - x).detach() if straight_through else y
+    mask = n_m_mask(x, n, m, dim)
+    if not straight_through:
+        return torch.where(mask, x, 0.0)
+    finite = torch.nan_to_num(x, 0.0, 0.0, 0.0)
+    return torch.where(mask, x, finite - finite.detach())
