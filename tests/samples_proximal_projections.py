@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from regkern.proximal import projections, simplex
+from regkern.proximal import isotonic, patterns, projections, simplex, total_variation
+from regkern.reference.proximal import isotonic as isotonic_reference
+from regkern.reference.proximal import patterns as patterns_reference
 from regkern.reference.proximal import projections as projections_reference
 from regkern.reference.proximal import simplex as simplex_reference
+from regkern.reference.proximal import total_variation as total_variation_reference
 from sample import Sample
 from torch import Tensor
 
@@ -23,11 +26,16 @@ def _pair(
 ) -> Sample:
     ours, reference = modules
     bind = call or (lambda m: getattr(m, op))
-    return Sample(op, name, shapes, kwargs.pop("options", {}), bind(ours), bind(reference), **kwargs)
+    return Sample(
+        op, name, shapes, kwargs.pop("options", {}), bind(ours), bind(reference), **kwargs
+    )
 
 
 _PROJECTIONS = (projections, projections_reference)
 _SIMPLEX = (simplex, simplex_reference)
+_PATTERNS = (patterns, patterns_reference)
+_LINES = (total_variation, total_variation_reference)
+_ISOTONIC = (isotonic, isotonic_reference)
 
 
 def _weights(n: int) -> Tensor:
@@ -110,4 +118,57 @@ SAMPLES: list[Sample] = [
     _labels("mean", "entmax15_loss", "mean"),
     _distribution("sparsemax_loss"),
     _distribution("entmax15_loss"),
+    _pair(_PATTERNS, "n_m_projection", "2-4", ((6, 44),)),
+    _pair(_PATTERNS, "n_m_projection", "tail", ((3, 13, 2),), options={"n": 3, "m": 5, "dim": 1}),
+    _pair(
+        _PATTERNS,
+        "n_m_projection",
+        "straight-through",
+        ((5, 16),),
+        options={"n": 1, "m": 8, "straight_through": True},
+        straight_through=True,
+    ),
+    _pair(
+        _PATTERNS,
+        "n_m_mask",
+        "middle",
+        ((4, 10, 3),),
+        call=lambda m: lambda x: m.n_m_mask(x, 2, 4, 1).to(x.dtype),
+        differentiable=False,
+    ),
+    _pair(
+        _LINES,
+        "prox_total_variation",
+        "lines",
+        ((3, 9, 2), (3, 2)),
+        call=lambda m: lambda x, t: m.prox_total_variation(x, t.double().square() + 0.2, 1),
+    ),
+    _pair(
+        _LINES,
+        "prox_fused_lasso",
+        "rows",
+        ((4, 8),),
+        options={"lam": 0.4, "l1": 0.2},
+    ),
+    _pair(
+        _ISOTONIC,
+        "isotonic_regression",
+        "weights",
+        ((3, 7), (3, 7)),
+        call=lambda m: lambda x, w: m.isotonic_regression(x, w.square() + 0.5),
+        # Weights are rounded here and not in the definition.
+        dtypes=(torch.float32, torch.float64),
+    ),
+    _pair(_ISOTONIC, "soft_rank", "columns", ((7, 3),), options={"regularization": 0.5, "dim": 0}),
+    _pair(
+        _ISOTONIC,
+        "spectral_risk_weights",
+        "kl",
+        ((9,),),
+        call=lambda m: (
+            lambda x: m.spectral_risk_weights(x, isotonic.cvar_spectrum(9, 0.4), "kl", 0.5)
+        ),
+        batched=False,
+        dtypes=(torch.float32, torch.float64),
+    ),
 ]

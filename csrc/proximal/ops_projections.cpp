@@ -9,15 +9,15 @@ namespace regkern::proximal {
 namespace {
 
 RowLaw parse_law(const Checks& check, const std::string& law) {
-  return static_cast<RowLaw>(check.one_of(
-      law, "law", {"simplex", "l1_ball", "linf", "exclusive", "capped", "entmax15"}));
+  return static_cast<RowLaw>(
+      check.one_of(law, "law", {"simplex", "l1_ball", "linf", "exclusive", "capped", "entmax15"}));
 }
 
 const void* check_weights(const Checks& check, const MaybeTensor& weights, RowLaw law,
                           const Slices& slices, const Tensor& x, Dtype dtype) {
   if (!weights.has_value()) return nullptr;
-  check.that(law == RowLaw::l1_ball || law == RowLaw::exclusive,
-             "no `weights` with this law", "some");
+  check.that(law == RowLaw::l1_ball || law == RowLaw::exclusive, "no `weights` with this law",
+             "some");
   check.same_device(*weights, "weights", x);
   check.that(weights->scalar_type() == compute_type(dtype) && weights->is_contiguous() &&
                  weights->numel() == slice_size(slices),
@@ -40,11 +40,16 @@ std::tuple<Tensor, Tensor> row_threshold(const Tensor& x, const Tensor& t,
   Tensor y = new_tensor(x, sizes_of(x), x.scalar_type());
   Tensor theta = new_tensor(x, {slice_count(layout)}, compute_type(dtype));
   if (x.numel() == 0) return {y, torch::stable::fill_(theta, 0.0)};
-  const RowThresholdItem item{in.const_data_ptr(), y.mutable_data_ptr(), const_data<double>(t),
-                              stride,              theta.mutable_data_ptr(), layout, 0};
-  backend::row_threshold(RowThresholdArgs{dtype, kind, &item, 1, w, cap, nullptr, nullptr, nullptr,
-                                          nullptr, 0},
-                         OnDevice(x));
+  const RowThresholdItem item{in.const_data_ptr(),
+                              y.mutable_data_ptr(),
+                              const_data<double>(t),
+                              stride,
+                              theta.mutable_data_ptr(),
+                              layout,
+                              0};
+  backend::row_threshold(
+      RowThresholdArgs{dtype, kind, &item, 1, w, cap, nullptr, nullptr, nullptr, nullptr, 0},
+      OnDevice(x));
   return {y, theta};
 }
 
@@ -142,8 +147,8 @@ std::tuple<Tensor, Tensor> fenchel_young_loss(const Tensor& x, std::vector<int64
   const Dtype dtype = check.floating(x, "x");
   const Slices layout = parse_slices(check, slices, x.numel());
   const RowLaw kind = parse_law(check, law);
-  check.that(kind == RowLaw::simplex || kind == RowLaw::entmax15,
-             "`law` to be simplex or entmax15", law);
+  check.that(kind == RowLaw::simplex || kind == RowLaw::entmax15, "`law` to be simplex or entmax15",
+             law);
   check.that(label.has_value() != target.has_value(), "either `label` or `target`",
              label.has_value() ? "both" : "neither");
   Tensor q = x;
@@ -163,8 +168,13 @@ std::tuple<Tensor, Tensor> fenchel_young_loss(const Tensor& x, std::vector<int64
   Tensor one = new_tensor(x, {1}, ScalarType::Double);
   if (x.numel() == 0) return {torch::stable::fill_(loss, 0.0), grad};
   torch::stable::fill_(one, 1.0);
-  const RowThresholdItem item{in.const_data_ptr(), grad.mutable_data_ptr(),
-                              const_data<double>(one), 0, theta.mutable_data_ptr(), layout, 0};
+  const RowThresholdItem item{in.const_data_ptr(),
+                              grad.mutable_data_ptr(),
+                              const_data<double>(one),
+                              0,
+                              theta.mutable_data_ptr(),
+                              layout,
+                              0};
   backend::row_threshold(
       RowThresholdArgs{dtype, kind, &item, 1, nullptr, 0.0, nullptr, loss.mutable_data_ptr(),
                        data_or_null<int64_t>(label),

@@ -11,8 +11,8 @@ using namespace proximal;
 constexpr int64_t kGrain = int64_t{1} << 15;
 
 template <RowLaw kLaw, typename C>
-double gradient_row(const RowGradientArgs& args, const C* g, const C* reference, int64_t n,
-                    C theta, double t, double gt, C* dx) {
+double gradient_row(const RowGradientArgs& args, const C* g, const C* reference, int64_t n, C theta,
+                    double t, double gt, C* dx) {
   const C* w = static_cast<const C*>(args.weights);
   const auto part = [&](int64_t i) {
     return participation(kLaw, reference[i], w != nullptr ? w[i] : C(1), theta, args.cap);
@@ -35,8 +35,7 @@ double gradient_row(const RowGradientArgs& args, const C* g, const C* reference,
   const GradientPlan plan = plan_gradient(kLaw, sums, theta, t);
 #pragma omp simd
   for (int64_t k = 0; k < n; ++k)
-    dx[k] = static_cast<C>(
-        gradient_element(kLaw, plan, part(k), static_cast<double>(g[k]), gt, t));
+    dx[k] = static_cast<C>(gradient_element(kLaw, plan, part(k), static_cast<double>(g[k]), gt, t));
   return plan.dt;
 }
 

@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kTeamThreads) row_gradient_kernel(RowGradientA
     if (lane == 0) args.dt[slice] = plan.dt;
     for (int64_t k = lane; k < n; k += 32) {
       const int64_t at = slice_offset(slices, k);
-      const double s = participation(args.law, C(widen(reference[at])),
-                                     w != nullptr ? w[k] : C(1), theta, args.cap);
+      const double s = participation(args.law, C(widen(reference[at])), w != nullptr ? w[k] : C(1),
+                                     theta, args.cap);
       const double d =
           gradient_element(args.law, plan, s, static_cast<double>(widen(g[at])), gt, t);
       narrow(static_cast<C>(d), dx + at);

@@ -29,10 +29,10 @@ struct RowGradientArgs {
   int64_t t_stride;
   const void* weights;
   double cap;
-  const double* gt;       // per slice, or null
+  const double* gt;  // per slice, or null
   Slices slices;
   void* dx;
-  double* dt;             // per slice
+  double* dt;  // per slice
 };
 
 // How an element takes part: s w (√p), 0 outside of A.

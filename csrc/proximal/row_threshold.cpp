@@ -85,8 +85,7 @@ C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work) {
   const C* from = v;
   int64_t left = n;
   return michelot(plan, [&](C tau, bool all) -> ActiveSums {
-    if (all)
-      return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
+    if (all) return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
     const int64_t before = left;
     left = from == v ? compact<kMagnitude>(v, n, plan.shift, tau, work)
                      : compact<false>(work, left, C(0), tau, work);
@@ -230,6 +229,25 @@ bool is_zero(const C* y, int64_t n) {
 }
 
 // y holds p on entry and p − q on return.
+template <RowLaw kLaw, typename C>
+double loss_law(const C* v, const C* q, int64_t label, C top, int64_t n, C* y) {
+  double lanes[kSumLanes] = {};
+  const auto add = [&](int64_t at, int lane) {
+    const double p = static_cast<double>(y[at]);
+    const double target = q != nullptr ? static_cast<double>(q[at]) : (at == label ? 1.0 : 0.0);
+    lanes[lane] +=
+        loss_term(kLaw, p, target, static_cast<double>(v[at]) - static_cast<double>(top));
+    y[at] = static_cast<C>(p - target);
+  };
+  int64_t i = 0;
+  for (; i + kSumLanes <= n; i += kSumLanes) {
+#pragma omp simd
+    for (int l = 0; l < kSumLanes; ++l) add(i + l, l);
+  }
+  for (int l = 0; i + l < n; ++l) add(i + l, l);
+  return sum_of_lanes(lanes);
+}
+
 template <typename C>
 C loss_row(const RowThresholdArgs& args, int64_t slice, const RowSolution<C>& s, const C* v,
            const C* q, int64_t n, C* y) {
@@ -238,15 +256,9 @@ C loss_row(const RowThresholdArgs& args, int64_t slice, const RowSolution<C>& s,
     for (int64_t i = 0; i < n; ++i) y[i] = C(0);
     return C(0);
   }
-  double lanes[kSumLanes] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    const double p = static_cast<double>(y[i]);
-    const double target = q != nullptr ? static_cast<double>(q[i]) : (i == label ? 1.0 : 0.0);
-    lanes[i % kSumLanes] +=
-        loss_term(args.law, p, target, static_cast<double>(v[i]) - static_cast<double>(s.top));
-    y[i] = static_cast<C>(p - target);
-  }
-  const double sum = sum_of_lanes(lanes);
+  const double sum = args.law == RowLaw::simplex
+                         ? loss_law<RowLaw::simplex>(v, q, label, s.top, n, y)
+                         : loss_law<RowLaw::entmax15>(v, q, label, s.top, n, y);
   const bool known = q != nullptr || (label >= 0 && label < n);
   return known ? static_cast<C>(sum) : not_a_number<C>();
 }
@@ -263,7 +275,8 @@ void thresholds_of(const RowThresholdArgs& args, const RowThresholdItem& item, i
   constexpr bool kNative = sizeof(T) == sizeof(C);
   const bool direct = kNative && layout.outer == 1;
   const int64_t tile = direct ? 0 : rows_together(layout, 0, layout.count);
-  Scratch<C> in(tile * pitch), out(tile * pitch), target(args.target != nullptr ? tile * pitch + pitch : 0);
+  Scratch<C> in(tile * pitch), out(tile * pitch),
+      target(args.target != nullptr ? tile * pitch + pitch : 0);
   Scratch<double> work((args.law == RowLaw::entmax15 ? 2 : 1) * (n + 16));
   int64_t zeros = 0;
   for (int64_t slice = begin; slice < end;) {

@@ -100,8 +100,8 @@ __device__ __forceinline__ compute_t<T> solve_weighted(const RowPlan<compute_t<T
   }
   team_max<kTeam>(heaviest);
   const double scale = inverse_power(static_cast<double>(plan.bound));
-  const double unit = inverse_power(
-      static_cast<double>(bit_cast<C>(static_cast<row_bits_t<C>>(heaviest[0]))));
+  const double unit =
+      inverse_power(static_cast<double>(bit_cast<C>(static_cast<row_bits_t<C>>(heaviest[0]))));
   return michelot(plan, [&](C tau, bool all) -> ActiveSums {
     WideSum sum, weight;
     int64_t count = 0;
@@ -125,33 +125,33 @@ template <int kTeam, typename T>
 __device__ __forceinline__ double solve_capped(const RowPlan<compute_t<T>>& plan, double cap,
                                                const Row<T>& row) {
   const double scale = inverse_power(static_cast<double>(plan.bound));
-  return bitran_hax(
-      plan.t, cap, row.n, [&](double lowest, double highest, double tau) -> CappedSums {
-        WideSum low, high, all;
-        int64_t low_count = 0, high_count = 0, count = 0;
-        for (int64_t k = team_lane<kTeam>(); k < row.n; k += kTeam) {
-          const double a = static_cast<double>(row[k]);
-          if (!(a > lowest && a < highest)) continue;
-          all.add(a * scale);
-          ++count;
-          if (a <= tau) {
-            low.add(a * scale);
-            ++low_count;
-          } else if (a >= tau + cap) {
-            high.add(a * scale);
-            ++high_count;
-          }
-        }
-        int64_t sums[9] = {low.high, low.low,   high.high,  high.low, all.high,
-                           all.low,  low_count, high_count, count};
-        team_sum<kTeam>(sums);
-        return {WideSum{sums[0], sums[1]}.value() / scale,
-                WideSum{sums[2], sums[3]}.value() / scale,
-                WideSum{sums[4], sums[5]}.value() / scale,
-                sums[6],
-                sums[7],
-                sums[8]};
-      });
+  return bitran_hax(plan.t, cap, row.n,
+                    [&](double lowest, double highest, double tau) -> CappedSums {
+                      WideSum low, high, all;
+                      int64_t low_count = 0, high_count = 0, count = 0;
+                      for (int64_t k = team_lane<kTeam>(); k < row.n; k += kTeam) {
+                        const double a = static_cast<double>(row[k]);
+                        if (!(a > lowest && a < highest)) continue;
+                        all.add(a * scale);
+                        ++count;
+                        if (a <= tau) {
+                          low.add(a * scale);
+                          ++low_count;
+                        } else if (a >= tau + cap) {
+                          high.add(a * scale);
+                          ++high_count;
+                        }
+                      }
+                      int64_t sums[9] = {low.high, low.low,   high.high,  high.low, all.high,
+                                         all.low,  low_count, high_count, count};
+                      team_sum<kTeam>(sums);
+                      return {WideSum{sums[0], sums[1]}.value() / scale,
+                              WideSum{sums[2], sums[3]}.value() / scale,
+                              WideSum{sums[4], sums[5]}.value() / scale,
+                              sums[6],
+                              sums[7],
+                              sums[8]};
+                    });
 }
 
 template <int kTeam, typename T>
@@ -303,7 +303,7 @@ void launch_chunk(const ItemChunk& chunk, const RowOptions& options, cudaStream_
 template <typename T, Solver kSolver>
 void launch_items(const RowThresholdArgs& args, cudaStream_t stream) {
   using C = compute_t<T>;
-  RowOptions options{args.law,  args.weights, args.cap,    args.zeros, args.loss,
+  RowOptions options{args.law,   args.weights, args.cap,    args.zeros, args.loss,
                      args.label, args.target,  args.ignore, 0};
   const auto bytes_of = [](const RowThresholdItem& item) {
     return slice_size(item.slices) * static_cast<int64_t>(sizeof(C));
@@ -326,8 +326,7 @@ void launch_items(const RowThresholdArgs& args, cudaStream_t stream) {
     if (chunk.begin[chunk.count] == 0) continue;
     // Whole vectors, for every team.
     constexpr int64_t kVectors = kVectorBytes / static_cast<int64_t>(sizeof(C));
-    options.staged =
-        ceil_div(most / static_cast<int64_t>(sizeof(C)), kVectors) * kVectors;
+    options.staged = ceil_div(most / static_cast<int64_t>(sizeof(C)), kVectors) * kVectors;
     if (small)
       launch_chunk<T, 32, kSolver>(chunk, options, stream);
     else

@@ -19,10 +19,10 @@
 //     capped      y = clamp(x − τ, 0, cap)      Σ y = t
 //     entmax15    y = [x / 2 − τ]₊²             Σ y = 1
 //
-// The first four by Michelot's active sets: τ of all candidates is too small, what it does not reach
-// is dropped, and so on until nothing is. Every τ is a lower bound of the next, so the sets do not
-// depend on how they are stored. `capped` drops at either end (Bitran and Hax), `entmax15` is
-// Newton's iteration from the left on a convex function.
+// The first four by Michelot's active sets: τ of all candidates is too small, what it does not
+// reach is dropped, and so on until nothing is. Every τ is a lower bound of the next, so the sets
+// do not depend on how they are stored. `capped` drops at either end (Bitran and Hax), `entmax15`
+// is Newton's iteration from the left on a convex function.
 
 namespace regkern::proximal {
 
@@ -35,12 +35,12 @@ REGKERN_HD bool uses_magnitudes(RowLaw law) {
 // One tensor of a list.
 struct RowThresholdItem {
   const void* x;
-  void* y;               // may be x
-  const double* t;       // of the slices, or one for all of them
-  int64_t t_stride;      // 1 or 0
-  void* theta;           // τ per slice: float, or double where x is
+  void* y;           // may be x
+  const double* t;   // of the slices, or one for all of them
+  int64_t t_stride;  // 1 or 0
+  void* theta;       // τ per slice: float, or double where x is
   Slices slices;
-  int64_t first;         // number of the first slice in the list
+  int64_t first;  // number of the first slice in the list
 };
 
 struct RowThresholdArgs {
@@ -48,9 +48,9 @@ struct RowThresholdArgs {
   RowLaw law;
   const RowThresholdItem* items;
   int64_t count;
-  const void* weights;   // (slice size), in the compute type, or null
+  const void* weights;  // (slice size), in the compute type, or null
   double cap;
-  int64_t* zeros;        // the number of slices that became zero, added up; or null
+  int64_t* zeros;  // the number of slices that became zero, added up; or null
   // Losses of Fenchel and Young, of one item; y becomes their gradient.
   void* loss;            // per slice, or null
   const int64_t* label;  // an index per slice, or null
@@ -98,8 +98,8 @@ struct RowTop {
 
 template <typename C>
 REGKERN_HD C not_a_number() {
-  return bit_cast<C>(static_cast<row_bits_t<C>>(RowBits<C>::kInfinity | 1 |
-                                                (RowBits<C>::kInfinity >> 1)));
+  return bit_cast<C>(
+      static_cast<row_bits_t<C>>(RowBits<C>::kInfinity | 1 | (RowBits<C>::kInfinity >> 1)));
 }
 template <typename C>
 REGKERN_HD C infinity() {
@@ -109,12 +109,12 @@ REGKERN_HD C infinity() {
 // How a slice is to be solved. Elements count as a = |x| − shift or x − shift.
 template <typename C>
 struct RowPlan {
-  bool solved;      // level is known
-  bool all;         // the first set is the whole slice
-  C shift, level;   // level: a lower bound of τ − shift, or that itself
-  C bound;          // of the magnitudes of all candidates
-  double t;         // right-hand side
-  double extra;     // added to the number of elements
+  bool solved;     // level is known
+  bool all;        // the first set is the whole slice
+  C shift, level;  // level: a lower bound of τ − shift, or that itself
+  C bound;         // of the magnitudes of all candidates
+  double t;        // right-hand side
+  double extra;    // added to the number of elements
 };
 
 // Where t is small against the largest element M, only elements in [M/2, M] count, and their
@@ -170,8 +170,8 @@ REGKERN_HD RowPlan<C> plan_row(RowLaw law, RowTop<C> top, double t, bool weighte
     }
   }
   if (top.magnitude > RowBits<C>::kInfinity || t == inf) return plan;
-  const C most = uses_magnitudes(law) ? largest_magnitude
-                                      : bit_cast<C>(ordered_bits<C>(top.ordered));
+  const C most =
+      uses_magnitudes(law) ? largest_magnitude : bit_cast<C>(ordered_bits<C>(top.ordered));
   if (bit_cast<row_bits_t<C>>(most) == RowBits<C>::kInfinity || most == -infinity<C>()) return plan;
   if (law == RowLaw::entmax15) {
     plan.solved = false;

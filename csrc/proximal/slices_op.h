@@ -17,6 +17,8 @@ inline Slices parse_slices(const Checks& check, const std::vector<int64_t>& s, i
              "`slices` of " + std::to_string(numel) + " elements, batch * outer * count * inner",
              std::to_string(s[at]) + " * " + std::to_string(s[at + 1]) + " * " +
                  std::to_string(s[at + 2]) + " * " + std::to_string(s[at + 3]));
+  // Slices that follow one another are rows.
+  if (parsed.count == 1) return {1, 1, parsed.batch, slice_size(parsed)};
   return parsed;
 }
 
@@ -26,10 +28,10 @@ inline int64_t check_per_slice(const Checks& check, const Tensor& t, const char*
   check.same_device(t, name, like);
   check.dtype(t, name, ScalarType::Double, "float64");
   check.that(t.is_contiguous(), std::string("contiguous `") + name + "`", "a strided one");
-  check.that(t.numel() == 1 || t.numel() == slice_count(slices),
-             std::string("`") + name + "` of 1 or " + std::to_string(slice_count(slices)) +
-                 " elements",
-             std::to_string(t.numel()));
+  check.that(
+      t.numel() == 1 || t.numel() == slice_count(slices),
+      std::string("`") + name + "` of 1 or " + std::to_string(slice_count(slices)) + " elements",
+      std::to_string(t.numel()));
   return t.numel() == 1 ? 0 : 1;
 }
 

@@ -31,7 +31,7 @@ __device__ __forceinline__ void team_sum(int64_t (&values)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) values[i] = warp_sum(values[i]);
   if constexpr (kTeam == kTeamThreads) {
-    RK_SHARED(int64_t, partial, kTeamWarps * kCount);
+    RK_SHARED(int64_t, partial, kTeamWarps* kCount);
     const int warp = static_cast<int>(threadIdx.x) / 32;
     __syncthreads();
     if (threadIdx.x % 32 == 0)
@@ -55,7 +55,7 @@ __device__ __forceinline__ void team_max(int64_t (&values)[kCount]) {
       values[i] = other > values[i] ? other : values[i];
     }
   if constexpr (kTeam == kTeamThreads) {
-    RK_SHARED(int64_t, partial, kTeamWarps * kCount);
+    RK_SHARED(int64_t, partial, kTeamWarps* kCount);
     const int warp = static_cast<int>(threadIdx.x) / 32;
     __syncthreads();
     if (threadIdx.x % 32 == 0)

@@ -140,9 +140,7 @@ def check_dim(op: str, x: Tensor, dim: int) -> int:
     if x.dim() == 0:
         raise ValueError(f"regkern.{op}: expected `x` of at least one dimension, got a 0-d tensor")
     if not -x.dim() <= dim < x.dim():
-        raise ValueError(
-            f"regkern.{op}: expected `dim` in [{-x.dim()}, {x.dim()}), got {dim}"
-        )
+        raise ValueError(f"regkern.{op}: expected `dim` in [{-x.dim()}, {x.dim()}), got {dim}")
     return dim % x.dim()
 
 
@@ -202,9 +200,7 @@ class Lines:
         return self.back(v.reshape(shape)).squeeze(dim)
 
 
-def number_per_slice(
-    op: str, name: str, value: float | Tensor, x: Tensor, dim: int
-) -> Tensor:
+def number_per_slice(op: str, name: str, value: float | Tensor, x: Tensor, dim: int) -> Tensor:
     """A number, 0-d tensor or tensor per slice; keeps the dimension with size 1.
 
     Python numbers become a tensor by filling: a copy from the host would wait for the GPU.
@@ -227,9 +223,7 @@ def number_per_slice(
     return value
 
 
-def check_weights(
-    op: str, weights: Tensor | None, x: Tensor, dim: int
-) -> Tensor | None:
+def check_weights(op: str, weights: Tensor | None, x: Tensor, dim: int) -> Tensor | None:
     if weights is None:
         return None
     checks.on_device(op, "weights", weights, x)
@@ -561,7 +555,8 @@ def prox_linf(x: Tensor, threshold: float | Tensor, dim: int = -1) -> Tensor:
     r"""The proximal operator of the largest magnitude.
 
     .. math::
-        \operatorname{prox}_{t \lVert \cdot \rVert_\infty}(x) = x - P_{\lVert \cdot \rVert_1 \le t}(x)
+        \operatorname{prox}_{t \lVert \cdot \rVert_\infty}(x)
+            = x - P_{\lVert \cdot \rVert_1 \le t}(x)
             = \min(\max(x, -\theta), \theta), \qquad \sum_i [|x_i| - \theta]_+ = t
 
     and zero where :math:`\lVert x \rVert_1 \le t`.

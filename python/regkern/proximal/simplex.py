@@ -42,7 +42,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _spread(v: Tensor, slices: list[int], like: Tensor) -> Tensor:
     batch, _, count, _ = slices
-    return v.reshape(batch, 1, count, 1).expand(slices).reshape(like.shape)
+    spread: Tensor = v.reshape(batch, 1, count, 1).expand(slices).reshape(like.shape)
+    return spread
 
 
 def _backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
@@ -251,9 +252,7 @@ def sparsemax_loss(
     A. Martins and R. Astudillo, "From softmax to sparsemax", ICML 2016. M. Blondel, A. Martins and
     V. Niculae, "Learning with Fenchel-Young losses", JMLR 21, 2020.
     """
-    return _fenchel_young(
-        "sparsemax_loss", "simplex", x, target, dim, ignore_index, reduction
-    )
+    return _fenchel_young("sparsemax_loss", "simplex", x, target, dim, ignore_index, reduction)
 
 
 def entmax15_loss(
@@ -302,6 +301,4 @@ def entmax15_loss(
     ----------
     B. Peters, V. Niculae and A. Martins, "Sparse sequence-to-sequence models", ACL 2019.
     """
-    return _fenchel_young(
-        "entmax15_loss", "entmax15", x, target, dim, ignore_index, reduction
-    )
+    return _fenchel_young("entmax15_loss", "entmax15", x, target, dim, ignore_index, reduction)

@@ -54,10 +54,7 @@ def l1_ball_projection(
     bad = ~x.isfinite().all(dim, keepdim=True) | ~(r >= 0)
     clean = torch.where(bad, 0.0, x)
     a = clean.abs()
-    if weights is None:
-        w = torch.ones(x.shape[dim], dtype=x.dtype)
-    else:
-        w = weights.to(x.dtype)
+    w = torch.ones(x.shape[dim], dtype=x.dtype) if weights is None else weights.to(x.dtype)
     shape = [1] * x.dim()
     shape[dim] = -1
     w = w.reshape(shape).expand_as(x)

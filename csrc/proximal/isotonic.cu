@@ -1,0 +1,39 @@
+#include "core/launch.cuh"
+#include "proximal/isotonic.h"
+
+namespace regkern::cuda {
+namespace {
+
+using namespace proximal;
+
+constexpr int kThreads = 64;
+
+// A thread has a slice.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) isotonic_kernel(IsotonicArgs args) {
+  const Slices& s = args.slices;
+  const int64_t n = slice_size(s), count = slice_count(s);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    double* scratch = args.scratch + 3 * n * i;
+    const Line<const T> none{nullptr, 0};
+    isotonic_line(
+        line_of(static_cast<const T*>(args.x), s, i),
+        args.weights != nullptr ? line_of(static_cast<const T*>(args.weights), s, i) : none, n,
+        args.increasing, args.entropic, line_of(static_cast<T*>(args.y), s, i),
+        line_of(args.jump, s, i), scratch, scratch + n, scratch + 2 * n);
+  }
+}
+
+}  // namespace
+
+void isotonic(const IsotonicArgs& args, Context context) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  const int64_t work = ceil_div(slice_count(args.slices), int64_t{kThreads});
+  if (work == 0) return;
+  dispatch_floating(args.dtype, [&](auto zero) {
+    RK_LAUNCH((isotonic_kernel<decltype(zero)>), grid_blocks(work, 32), kThreads, 0, stream, args);
+  });
+}
+
+}  // namespace regkern::cuda
