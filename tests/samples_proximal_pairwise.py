@@ -16,11 +16,11 @@ def _sample(name: str, shapes: tuple[tuple[int, ...], ...], **options: float) ->
     def bound(m: Any) -> Callable[..., Tensor]:
         def call(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
             t = t.abs() if isinstance(t, Tensor) else t
-            return torch.cat(m.pair_difference_prox(x, y, t))
+            return torch.cat(m.prox_pair_difference(x, y, t))
 
         return call
 
-    return Sample("pair_difference_prox", name, shapes, options, bound(ours), bound(reference))
+    return Sample("prox_pair_difference", name, shapes, options, bound(ours), bound(reference))
 
 
 SAMPLES: list[Sample] = [

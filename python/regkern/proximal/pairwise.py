@@ -64,7 +64,7 @@ def _threshold(op: str, threshold: float | Tensor, x: Tensor, batch: tuple[int, 
     return threshold.to(device=x.device, dtype=compute_dtype(x))
 
 
-def pair_difference_prox(x: Tensor, y: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
+def prox_pair_difference(x: Tensor, y: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     r"""The prox of the distance of two rows: both move towards each other.
 
     .. math::
@@ -100,7 +100,7 @@ def pair_difference_prox(x: Tensor, y: Tensor, threshold: float | Tensor) -> tup
     Fontaine, Chan and Bach, "Recovery bounds on class-based optimal transport: a sum-of-norms
     regularization framework", ICML 2023: the step of its incremental proximal scheme.
     """
-    op = "pair_difference_prox"
+    op = "prox_pair_difference"
     checks.floating(op, "x", x)
     checks.same(op, "y", y, x)
     if x.dim() < 1:
@@ -196,12 +196,12 @@ class PairRounds:
         return cls(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).to(labels.device), ends)
 
 
-def pair_difference_prox_(q: Tensor, rounds: PairRounds, threshold: float | Tensor) -> Tensor:
+def prox_pair_difference_(q: Tensor, rounds: PairRounds, threshold: float | Tensor) -> Tensor:
     r"""One sweep of the incremental prox of a sum of norms :math:`\sum t_p \lVert q_i - q_j
     \rVert`, in place.
 
     Every pair (i, j) in turn is replaced by the prox of its own term,
-    :func:`pair_difference_prox`; those of a round at the same time.
+    :func:`prox_pair_difference`; those of a round at the same time.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def pair_difference_prox_(q: Tensor, rounds: PairRounds, threshold: float | Tens
     Fontaine, Chan and Bach, "Recovery bounds on class-based optimal transport: a sum-of-norms
     regularization framework", ICML 2023.
     """
-    op = "pair_difference_prox_"
+    op = "prox_pair_difference_"
     checks.floating(op, "q", q)
     if q.dim() != 2 or q.shape[0] < rounds.rows:
         raise ValueError(

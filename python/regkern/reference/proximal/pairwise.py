@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def pair_difference_prox(x: Tensor, y: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
+def prox_pair_difference(x: Tensor, y: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
     """x - c d and y + c d with d = x - y and c = min(1/2, t / |d|)."""
     d = x - y
     t = torch.as_tensor(threshold, dtype=x.dtype)[..., None]
