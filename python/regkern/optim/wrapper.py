@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regkern.optim.proximal import ProxAdamW, ProxSGD
 from regkern.optim.regularized import (
     COUNTERS,
     OBJECTS,
@@ -69,6 +70,11 @@ class Proximal(torch.optim.Optimizer):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 "regkern.optim.Proximal: expected `optimizer` to be a torch.optim.Optimizer, got "
+                f"{type(optimizer)}"
+            )
+        if isinstance(optimizer, ProxSGD | ProxAdamW | Proximal):
+            raise TypeError(
+                "regkern.optim.Proximal: expected `optimizer` to be one without a penalty, got "
                 f"{type(optimizer)}"
             )
         self.optimizer = optimizer
