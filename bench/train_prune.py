@@ -1,6 +1,6 @@
 """Prunes the filters of a network while it trains, shrinks it, and measures what is left.
 
-    python bench/train_prune.py [--epochs 24] [--seed 0] [--json results.json]
+    python bench/train_prune.py [--epochs 20] [--seed 0] [--json results.json]
 
 A convolutional network learns scikit-learn's handwritten digits, once with AdamW and once with
 `ProxAdamW` and a group lasso on the filters, whose weight ramps up and which heals at the end:
@@ -30,7 +30,7 @@ from regkern.proximal.group_penalties import GroupL2
 from regkern.proximal.groups import Groups
 from torch import Tensor, nn
 
-SIZE, CLASSES, BATCH, TEST_SHARE = 16, 10, 64, 4
+CLASSES, BATCH, TEST_SHARE = 10, 64, 4
 WIDTHS = (32, 64, 64)
 LR, LAM = 2e-3, 0.12
 
@@ -68,7 +68,6 @@ def digits(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16.0 - 0.5
-    images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear")
     labels = torch.tensor(data.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     test, rest = order.tensor_split([len(order) // TEST_SHARE])
@@ -124,9 +123,7 @@ def run(epochs: int, seed: int) -> dict[str, Any]:
     sparse = copy.deepcopy(dense)
     steps = epochs * (len(training[0]) // BATCH)
 
-    dense_seconds = train(
-        dense, torch.optim.AdamW(dense.parameters(), LR), training, epochs, seed
-    )
+    dense_seconds = train(dense, torch.optim.AdamW(dense.parameters(), LR), training, epochs, seed)
     grouped, groups = channel_groups(sparse)
     of_groups = {id(t) for t in grouped}
     others = [p for p in sparse.parameters() if id(p) not in of_groups]
@@ -194,7 +191,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args()

@@ -49,7 +49,7 @@ PENALTIES: dict[str, Any] = {
     "sparse rows": lambda: SparseGroup(0.5, 0.4, ROWS),
     "hard rows": lambda: GroupL0(1.0, ROWS),
     "mcp rows": lambda: GroupMCP(0.6, ROWS, 3.0),
-    "blocks": lambda: GroupL2(0.8, Groups.blocks(8)),
+    "blocks": lambda: GroupL2(1.3, Groups.blocks(8)),
     "columns": lambda: GroupL2(0.8, Groups.kept(-1)),
 }
 
@@ -209,15 +209,19 @@ def test_the_metric_prox_minimises() -> None:
     p = torch.randn(40, 6, dtype=torch.float64)
     grads = [torch.randn_like(p) * torch.logspace(-3, 3, 6).double() for _ in range(3)]
     plain = p.clone()
-    lr, lam = 0.1, 2.0
-    optimizer = ProxAdamW([p], lr=lr, penalty=GroupL2(lam, ROWS, "none"), metric="adam", prox_every=3)
+    lr = 0.1
     alone = ProxAdamW([plain], lr=lr)
     for g in grads:
-        p.grad, plain.grad = g.clone(), g.clone()
-        optimizer.step()
+        plain.grad = g.clone()
         alone.step()
     v = alone.state[plain]["exp_avg_sq"] / (1 - 0.999**3)
     d = (v.sqrt() + 1e-8) / (3 * lr)  # the threshold of three steps
+    lam = float((d * plain).norm(dim=1).median())
+    r = GroupL2(lam, ROWS, weights="none")
+    optimizer = ProxAdamW([p], lr=lr, penalty=r, metric="adam", prox_every=3)
+    for g in grads:
+        p.grad = g.clone()
+        optimizer.step()
     alive = p.norm(dim=1) > 0
     assert 0 < int(alive.sum()) < 40
     slope = d * (p - plain) + lam * p / p.norm(dim=1, keepdim=True)
@@ -314,10 +318,10 @@ def test_healing_keeps_zeros_and_shrinks_no_more(penalty: str, wrapped: bool) ->
     params, apart = parameters(), parameters()
     r = PENALTIES[penalty]()
     if wrapped:
-        optimizer: Any = Proximal(ProxSGD(params, 0.3), r, heal_after=2)
+        optimizer: Any = Proximal(torch.optim.SGD(params, 0.3), r, heal_after=2)
     else:
         optimizer = ProxSGD(params, 0.3, r, heal_after=2)
-    alone = ProxSGD(apart, 0.3)
+    alone = torch.optim.SGD(apart, 0.3)
     for step in range(4):
         set_gradients(step, params, apart)
         mask = [p == 0 for p in apart]
@@ -328,7 +332,9 @@ def test_healing_keeps_zeros_and_shrinks_no_more(penalty: str, wrapped: bool) ->
         else:
             for p, zero in zip(apart, mask, strict=True):
                 p[zero] = 0.0
-        assert same(params, apart)
+        for p, q in zip(params, apart, strict=True):
+            torch.testing.assert_close(p, q)
+            assert torch.equal(p == 0, q == 0)
     assert zeros(params) > 0
 
 
@@ -430,13 +436,13 @@ def test_errors(kind: Any) -> None:
         kind(p, lr=-1)
     with pytest.raises(ValueError, match="expected `prox_every` to be at least 1, got 0"):
         kind(p, prox_every=0)
-    with pytest.raises(TypeError, match="expected `heal_after` to be an int, got 1.5"):
+    with pytest.raises(TypeError, match=r"expected `heal_after` to be an int, got 1\.5"):
         kind(p, heal_after=1.5)
     with pytest.raises(ValueError, match="expected `form` to be plain or latent"):
         kind(p, form="dual")
     with pytest.raises(ValueError, match="plain with `prox_every` or `heal_after`"):
         kind(p, form="latent", prox_every=2)
-    with pytest.raises(TypeError, match="of dtype float32 or float64, got torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"of dtype float32 or float64, got torch\.bfloat16"):
         kind([torch.zeros(3, dtype=torch.bfloat16)])
     with pytest.raises(TypeError, match="expected `schedule` to be a function"):
         kind(p, schedule=3)
@@ -459,8 +465,6 @@ def test_errors_of_raw_calls() -> None:
              step=one, lam=one)  # fmt: skip
     with pytest.raises(RuntimeError, match="`eps` in \\[0, 1\\), got 1"):
         torch.ops.regkern.half_space_project_([x], [x], [1], 1.0)
-    with pytest.raises(RuntimeError, match="at least one tensor"):
-        torch.ops.regkern.zero_counts([])
 
 
 def test_training_a_sparse_regression() -> None:
@@ -530,7 +534,7 @@ def test_the_wrapper_is_the_optimizer_for_others() -> None:
     other.add_param_group({"params": b[2:], "penalty": None})
     for p, q in zip(a, b, strict=True):
         q.copy_(p.detach())
-    other.load_state_dict(state)
+    other.load_state_dict(copy.deepcopy(state))  # torch would share the momentum
     optimizer.step()
     for p, q in zip(a, b, strict=True):
         q.grad = None if p.grad is None else p.grad.clone()
@@ -550,21 +554,23 @@ def test_errors_of_the_wrapper() -> None:
         Proximal(L1(1.0), L1(1.0))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected `penalty` to be a Penalty"):
         Proximal(torch.optim.SGD(parameters(), 0.1), 0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected `optimizer` to be one without a penalty"):
+        Proximal(ProxSGD(parameters(), 0.1), L1(1.0))
 
 
 # ---- half-spaces and reports ----
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_half_space_projection(dtype: torch.dtype) -> None:
     shapes = [(64, 3, 3, 3), (50,), (9, 3000), (3, 70000), (4, 0)]
     old = [normal(s, dtype, i) for i, s in enumerate(shapes)]
     new = [(x.double() + 2.0 * normal(x.shape, dtype, 9).double()).to(dtype) for x in old]
     old[0][3] = 0.0
     new[0][4] = math.nan
-    expected = [definition.half_space_project(x, y, 0.9) for x, y in zip(new[:4], old, strict=False)]
+    expected = [
+        definition.half_space_project(x, y, 0.9) for x, y in zip(new[:4], old, strict=False)
+    ]
     half_space_project_(new, old, eps=0.9)
     for a, b in zip(new, expected, strict=False):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -599,7 +605,7 @@ def test_sparsity_report() -> None:
     first, norm, conv = report.tensors[0], report.tensors[3], report.tensors[4]
     assert (first.zeros, first.zero_rows, first.zero_columns) == (12, 2, 1)
     assert (norm.name, norm.zeros, norm.zero_rows) == ("1.bias", 4, 4)
-    assert (conv.zeros, conv.zero_rows, conv.zero_columns) == (45 + 27 - 9, 1, 1)
+    assert (conv.zeros, conv.zero_rows, conv.zero_columns) == (6 * 9 + 27 - 9, 1, 1)
     assert report.numel == sum(p.numel() for p in model.parameters())
     assert (report.rows, report.zero_rows) == (10, 3)
     text = str(report)
@@ -617,13 +623,13 @@ def test_sparsity_report_of_tensors() -> None:
     tensors.append(tensors[2].t())
     for got, t in zip(sparsity_report(tensors).tensors, tensors, strict=True):
         zero = t == 0
-        rows = zero.reshape(t.shape[0], -1).all(1) if t.dim() > 0 else zero
+        rows = zero.all(tuple(range(1, t.dim()))) if t.dim() > 1 else zero
         columns = zero.transpose(0, 1).flatten(1).all(1) if t.dim() > 1 else zero.all()
         expected = (int(zero.sum()), int(rows.sum()), int(columns.sum()))
         assert (got.zeros, got.zero_rows, got.zero_columns) == expected
     with pytest.raises(TypeError, match="expected a module or tensors"):
         sparsity_report(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="floating-point tensors, got torch.int64 at 0"):
+    with pytest.raises(TypeError, match=r"floating-point tensors, got torch\.int64 at 0"):
         sparsity_report([torch.zeros(3, dtype=torch.int64)])
 
 

@@ -350,7 +350,7 @@ def test_training_mode_and_gradients_are_kept() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(TypeError, match="expected `model` to be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"expected `model` to be a torch\.nn\.Module"):
         shrink(lambda x: x, IMAGE)  # type: ignore[arg-type]
 
     class Branching(nn.Module):

@@ -79,9 +79,11 @@ def run_of(what: Following, p: Tensor) -> Run | None:
     if what.groups is None:
         return Run(1, 1.0)
     layout = what.groups.layout([p])
+    if p.numel() == 0:
+        return Run(1, 1.0)
     outer, _, inner = layout.geometry
     if layout.map is not None or layout.group_sizes is not None or outer != 1:
         return None
-    if not 1 <= inner <= LONGEST_RUN or p.numel() == 0:
+    if inner > LONGEST_RUN:
         return None
     return Run(inner, math.sqrt(inner) if what.root_weights else 1.0)

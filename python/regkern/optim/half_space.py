@@ -21,7 +21,7 @@ def half_space_project_(
     groups: Groups | None = None,
     eps: float = 0.0,
 ) -> None:
-    r"""Zeroes the groups of an iterate that have left the half-space of the iterate before, in place.
+    r"""Zeroes, in place, the groups of an iterate that have left the half-space of the one before.
 
     .. math::
         x_g ← 0 \quad\text{if}\quad \langle x_g, y_g \rangle < ε \lVert y_g \rVert^2

@@ -77,7 +77,7 @@ class _Proximal(ListOptimizer):
                 group.setdefault(key, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any optimizer, without penalties and schedules: those are made with the optimizer."""
+        """As of any optimizer, without penalties and schedules."""
         return without_objects(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regkern.optim.proximal import ProxAdamW, ProxSGD
 from regkern.optim.regularized import (
     COUNTERS,
     OBJECTS,
@@ -67,6 +68,20 @@ class Proximal(WrappedOptimizer):
         schedule: Schedule | None = None,
         heal_after: int | None = None,
     ) -> None:
+<<<<<<< HEAD
+=======
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "regkern.optim.Proximal: expected `optimizer` to be a torch.optim.Optimizer, got "
+                f"{type(optimizer)}"
+            )
+        if isinstance(optimizer, ProxSGD | ProxAdamW | Proximal):
+            raise TypeError(
+                "regkern.optim.Proximal: expected `optimizer` to be one without a penalty, got "
+                f"{type(optimizer)}"
+            )
+        self.optimizer = optimizer
+>>>>>>> h4
         self._settings = {
             "penalty": penalty,
             "prox_every": prox_every,

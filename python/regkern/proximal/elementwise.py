@@ -66,9 +66,7 @@ def _fake_list_sums(xs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
 
 _prox = register("prox_elementwise", _fake_prox)
 _prox_backward = register("prox_elementwise_backward", _fake_prox_backward)
-_prox_ = register(
-    "prox_elementwise_", lambda xs, *a, **k: xs[0].new_empty((), dtype=torch.int64)
-)
+_prox_ = register("prox_elementwise_", lambda xs, *a, **k: xs[0].new_empty((), dtype=torch.int64))
 _penalty = register("penalty_elementwise", _fake_sums)
 _penalty_backward = register(
     "penalty_elementwise_backward", lambda scale, x, *a, **k: dense_like(x)
@@ -155,9 +153,7 @@ def _penalty_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 
 def _by_lam(x: Tensor, lam: Tensor, weights: Tensor | None, law: str, shape: float) -> Tensor:
     wide = x.to(compute_dtype(x))
-    _, pull = torch.func.vjp(
-        lambda lam: _defined(wide, lam, weights, law, shape), lam.reshape(())
-    )
+    _, pull = torch.func.vjp(lambda lam: _defined(wide, lam, weights, law, shape), lam.reshape(()))
     by_lam: Tensor = pull(torch.ones_like(lam.reshape(())))[0]
     return by_lam
 
@@ -205,9 +201,7 @@ def _penalty_list_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     else:  # a second derivative may follow, and that is the single op's
         each = weights if weights else [None] * len(xs)
         rest = (ctx.law, ctx.shape)
-        dxs = [
-            _penalty_backward(g[0], x, lam, w, *rest) for x, w in zip(xs, each, strict=True)
-        ]
+        dxs = [_penalty_backward(g[0], x, lam, w, *rest) for x, w in zip(xs, each, strict=True)]
         by_lam = sum(_by_lam(x, lam, w, *rest) for x, w in zip(xs, each, strict=True))
     return dxs, (g[0] * by_lam).reshape(lam.shape), [None] * len(weights), None, None
 
@@ -267,9 +261,7 @@ def check_law(op: str, law: str, shape: float | None, proximal: bool) -> float:
 
 def _check_interval(op: str, low: float, high: float) -> None:
     if not low <= 0 <= high:
-        raise ValueError(
-            f"regkern.{op}: expected `low` <= 0 <= `high`, got {low} and {high}"
-        )
+        raise ValueError(f"regkern.{op}: expected `low` <= 0 <= `high`, got {low} and {high}")
 
 
 def spread(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:

@@ -83,9 +83,7 @@ def _ours(kind: Any, options: dict[str, Any], penalty: str, i: Inputs) -> Tensor
 def _torch(kind: Any, options: dict[str, Any], name: str, note: str) -> Rival:
     def load() -> Run:
         def run(i: Inputs) -> Tensor:
-            return _step(
-                lambda params: kind(params, lr=LR, **options), (kind, *options.items()), i
-            )
+            return _step(lambda params: kind(params, lr=LR, **options), (kind, *options.items()), i)
 
         return run
 

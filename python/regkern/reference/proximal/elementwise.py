@@ -89,9 +89,7 @@ def shrunk(law: str, s: Tensor, t: Tensor, lam: Tensor, shape: Tensor) -> Tensor
     none = (t == 0) | (lam == 0)
     infinite = ~none & ((t == float("inf")) | (lam == float("inf")))
     edge = none | infinite
-    r = _LAWS[law](
-        s, torch.where(edge, 1.0, t), torch.where(edge, 1.0, lam), shape
-    )
+    r = _LAWS[law](s, torch.where(edge, 1.0, t), torch.where(edge, 1.0, lam), shape)
     r = torch.where(none, s, torch.where(infinite & ~s.isnan(), torch.zeros_like(s), r))
     return torch.where(s.isnan() | (~edge & (t * lam).isnan()), s * t * lam, r)
 

@@ -73,7 +73,7 @@ def metric_group_prox(z: Tensor, d: Tensor, t: float) -> Tensor:
 
 def half_space_project(new: Tensor, old: Tensor, eps: float) -> Tensor:
     """Rows of ``new`` that have left the half-space of those of ``old`` as zeros."""
-    x, y = new.double().flatten(1), old.double().flatten(1)
+    x, y = (t.double().reshape(t.shape[0], -1) for t in (new, old))
     squares = (y * y).sum(1)
     gone = ((x * y).sum(1) < eps * squares) | (squares == 0)
     return torch.where(gone.reshape(-1, *[1] * (new.dim() - 1)), 0.0, new.double()).to(new.dtype)
