@@ -68,20 +68,11 @@ class Proximal(WrappedOptimizer):
         schedule: Schedule | None = None,
         heal_after: int | None = None,
     ) -> None:
-<<<<<<< HEAD
-=======
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                "regkern.optim.Proximal: expected `optimizer` to be a torch.optim.Optimizer, got "
-                f"{type(optimizer)}"
-            )
         if isinstance(optimizer, ProxSGD | ProxAdamW | Proximal):
             raise TypeError(
                 "regkern.optim.Proximal: expected `optimizer` to be one without a penalty, got "
                 f"{type(optimizer)}"
             )
-        self.optimizer = optimizer
->>>>>>> h4
         self._settings = {
             "penalty": penalty,
             "prox_every": prox_every,
