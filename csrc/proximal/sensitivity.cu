@@ -55,12 +55,19 @@ __global__ void __launch_bounds__(kListThreads)
     T w[kListLanes], g[kListLanes];
     load_lanes(to + e, left, aligned_for_vectors(to), w);
     load_lanes(grad + e, left, aligned_for_vectors(grad), g);
+    // Rows of neighbours follow each other.
+    int64_t r = given != nullptr ? e / row.row_size : 0;
+    int64_t rest = given != nullptr ? (r + 1) * row.row_size - e : 0;
     dispatch_sensitivity(args.kind, [&](auto kind) {
 #pragma unroll
       for (int i = 0; i < kListLanes; ++i) {
         const C v = widen(g[i]);
         C s = fabs(v);
-        if (given != nullptr) s = i < left ? given[(e + i) / row.row_size] : C(0);
+        if (given != nullptr) {
+          s = i < left ? given[r] : C(0);
+          r += --rest == 0 ? 1 : 0;
+          rest = rest == 0 ? row.row_size : rest;
+        }
         const C out =
             shrunk_weight<decltype(kind)::value>(p, widen(w[i]), args.lr != nullptr ? v : C(0), s);
         const bool kept = i >= left || is_kept(args.keep, row.keep, e + i);

@@ -105,6 +105,7 @@ class _Polarization(torch.autograd.Function):
             signs = _gradients(xs, torch.stack([mean, one, zero, zero]), "centred")
             centred = _gradients(xs, torch.stack([mean, zero, -one, pull]), "centred")
         pairs = zip(signs, centred, strict=True)
+        dt = (wide * sum(x.double().abs().sum() for x in xs)).to(t.dtype)
         return dt, *(g.to(a.dtype) * (t.to(a.dtype) * a + b) for a, b in pairs)
 
 
