@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,7 +21,7 @@ Law = Literal[
 LAWS: tuple[str, ...] = get_args(Law)
 
 #: The shape of the laws that have one: its name, and what it has to be above (at least, where 1).
-SHAPES = {
+SHAPES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "elastic_net": ("the share of ℓ1, in [0, 1]", lambda a: 0 <= a <= 1),
     "scad": ("a number above 1", lambda a: a > 1),
     "mcp": ("a number above 0", lambda a: a > 0),
@@ -66,9 +66,7 @@ def _fake_list_sums(xs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
 
 _prox = register("prox_elementwise", _fake_prox)
 _prox_backward = register("prox_elementwise_backward", _fake_prox_backward)
-_prox_ = register(
-    "prox_elementwise_", lambda xs, *a, **k: xs[0].new_empty((), dtype=torch.int64)
-)
+_prox_ = register("prox_elementwise_", lambda xs, *a, **k: xs[0].new_empty((), dtype=torch.int64))
 _penalty = register("penalty_elementwise", _fake_sums)
 _penalty_backward = register(
     "penalty_elementwise_backward", lambda scale, x, *a, **k: dense_like(x)
@@ -144,20 +142,18 @@ def _penalty_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _penalty_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     """Of the value, the first of the two sums; the other is there for this alone."""
     x, lam, weights, sums = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        # The derivative by λ is to be differentiable too.
+    by_lam = sums[1]
+    if torch.is_grad_enabled():  # the derivative by λ is to be differentiable too
         by_lam = _by_lam(x, lam, weights, ctx.law, ctx.shape)
-    else:
-        by_lam = sums[1]
     dx = _penalty_backward(g[0], x, lam, weights, ctx.law, ctx.shape)
     return dx, (g[0] * by_lam).reshape(lam.shape), None, None, None
 
 
 def _by_lam(x: Tensor, lam: Tensor, weights: Tensor | None, law: str, shape: float) -> Tensor:
     wide = x.to(compute_dtype(x))
-    _, pull = torch.func.vjp(
+    pull: Any = torch.func.vjp(
         lambda lam: _defined(wide, lam, weights, law, shape), lam.reshape(())
-    )
+    )[1]
     by_lam: Tensor = pull(torch.ones_like(lam.reshape(())))[0]
     return by_lam
 
@@ -205,9 +201,7 @@ def _penalty_list_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     else:  # a second derivative may follow, and that is the single op's
         each = weights if weights else [None] * len(xs)
         rest = (ctx.law, ctx.shape)
-        dxs = [
-            _penalty_backward(g[0], x, lam, w, *rest) for x, w in zip(xs, each, strict=True)
-        ]
+        dxs = [_penalty_backward(g[0], x, lam, w, *rest) for x, w in zip(xs, each, strict=True)]
         by_lam = sum(_by_lam(x, lam, w, *rest) for x, w in zip(xs, each, strict=True))
     return dxs, (g[0] * by_lam).reshape(lam.shape), [None] * len(weights), None, None
 
@@ -267,9 +261,7 @@ def check_law(op: str, law: str, shape: float | None, proximal: bool) -> float:
 
 def _check_interval(op: str, low: float, high: float) -> None:
     if not low <= 0 <= high:
-        raise ValueError(
-            f"regkern.{op}: expected `low` <= 0 <= `high`, got {low} and {high}"
-        )
+        raise ValueError(f"regkern.{op}: expected `low` <= 0 <= `high`, got {low} and {high}")
 
 
 def spread(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
@@ -586,7 +578,7 @@ def penalty_add_gradients_(
     shape: float | None = None,
     weights: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Adds the gradients of `penalty_elementwise`, times ``scale``, to ``grads``; returns the value.
+    """Adds ``scale`` times the gradients of `penalty_elementwise` to ``grads``; returns the value.
 
     Parameters
     ----------

@@ -268,8 +268,7 @@ def flops_penalty(activations: Tensor) -> Tensor:
     checks.floating(op, "activations", activations)
     if activations.dim() != 2:
         raise ValueError(
-            f"regkern.{op}: expected `activations` of shape (n, p), got "
-            f"{tuple(activations.shape)}"
+            f"regkern.{op}: expected `activations` of shape (n, p), got {tuple(activations.shape)}"
         )
     mean: Tensor = _pool(activations[None], None, "magnitude")[0]
     wide = mean.to(compute_dtype(mean))

@@ -138,7 +138,17 @@ CASES = (
             _torch("x -= clamp(x)", _foreach_soft_),
         ),
     ),
-    _shrinkage("hard", 1.1, (_torch("torch.hardshrink", lambda i: torch.nn.functional.hardshrink(i["x"], (2 * STEP) ** 0.5), "out of place"),)),  # fmt: skip
+    _shrinkage(
+        "hard",
+        1.1,
+        (
+            _torch(
+                "torch.hardshrink",
+                lambda i: torch.nn.functional.hardshrink(i["x"], (2 * STEP) ** 0.5),
+                "out of place",
+            ),
+        ),
+    ),
     _shrinkage("mcp", 1.2, shape=3.0),
     _shrinkage("scad", 1.2, shape=3.7),
     _shrinkage("log_sum", None, shape=0.1),
@@ -196,9 +206,7 @@ CASES = (
         inplace=True,
         rivals=(_torch("eager", _lobster_torch_),),
         ours=_lobster_,
-        reference=lambda i: reference_sensitivity.sensitivity_shrink(
-            i["x"], i["g"], 1e-4, lr=0.1
-        ),
+        reference=lambda i: reference_sensitivity.sensitivity_shrink(i["x"], i["g"], 1e-4, lr=0.1),
     ),
     Case(
         op="splade_pool",

@@ -7,7 +7,7 @@ global minimiser is tested against a search on a grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -89,9 +89,7 @@ def shrunk(law: str, s: Tensor, t: Tensor, lam: Tensor, shape: Tensor) -> Tensor
     none = (t == 0) | (lam == 0)
     infinite = ~none & ((t == float("inf")) | (lam == float("inf")))
     edge = none | infinite
-    r = _LAWS[law](
-        s, torch.where(edge, 1.0, t), torch.where(edge, 1.0, lam), shape
-    )
+    r = _LAWS[law](s, torch.where(edge, 1.0, t), torch.where(edge, 1.0, lam), shape)
     r = torch.where(none, s, torch.where(infinite & ~s.isnan(), torch.zeros_like(s), r))
     return torch.where(s.isnan() | (~edge & (t * lam).isnan()), s * t * lam, r)
 
@@ -185,7 +183,7 @@ def _two_thirds(s: Tensor, t: Tensor, lam: Tensor, shape: Tensor) -> Tensor:
     return torch.where(alive, torch.where(s < float("inf"), r, s), 0.0)
 
 
-def _root(step, u: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _root(step: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     """Newton from above; the last steps carry the derivatives, each doubling their order."""
     with torch.no_grad():
         for _ in range(30):
