@@ -40,6 +40,14 @@ EXCEPTIONS = {
     # Eight weights a thread with gradients and states, 96 bytes and more on their way: three blocks
     # have enough of them in flight.
     r"\bstep_kernel<": 80,
+    # Any law is a call, around which two sums of eight lanes in double stay in registers.
+    r"\b(shrink_gradient|penalty)_kernel<double>": 160,
+    r"\b(shrink_gradient|penalty)_kernel<": 112,
+    # A call of any law in double, eight lanes around it.
+    r"\bshrink_kernel<double>": 104,
+    r"\bsensitivity_kernel<double": 80,
+    # Three sums of eight lanes in double.
+    r"\bnetwork_sums_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -74,4 +82,8 @@ WIDE_ACCESSES = {
     r"\bstep_kernel<regkern::bfloat16, float, regkern::AdamWRule<float, false>": 5,
     r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::AdamWRule<float, false>": 3,
     r"\bstep_kernel<regkern::bfloat16, float, regkern::SgdRule<float, true>": 3,
+    r"\bshrink_fast_kernel<float, \(regkern::proximal::Law\)0>": 2,
+    r"\bshrink_fast_kernel<regkern::bfloat16, \(regkern::proximal::Law\)5>": 1,
+    r"\bapply_kernel<float, false>": 2,
+    r"\bsensitivity_kernel<float, \(regkern::proximal::Sensitivity\)0>": 2,
 }

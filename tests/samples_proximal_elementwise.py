@@ -57,8 +57,10 @@ SAMPLES: list[Sample] = [
         "learned",
         ((5, 9), (1,), (1,), (9,)),
         # Threshold, factor and weights are tensors, and positive.
-        call=lambda m: lambda x, t, lam, w: m.prox_elementwise(
-            x, "mcp", t[0] * t[0] + 0.1, lam[0] * lam[0] + 0.2, shape=2.5, weights=w * w + 0.1
+        call=lambda m: (
+            lambda x, t, lam, w: m.prox_elementwise(
+                x, "mcp", t[0] * t[0] + 0.1, lam[0] * lam[0] + 0.2, shape=2.5, weights=w * w + 0.1
+            )
         ),
         batched=False,
         dtypes=(torch.float32, torch.float64),

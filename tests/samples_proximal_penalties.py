@@ -31,7 +31,12 @@ SAMPLES: list[Sample] = [
     _pool("max-mask", (2, 7, 9), "max", True),
     _pool("sum-mask", (3, 7, 6), "sum", True),
     Sample(
-        "flops_penalty", "", ((7, 12),), {}, ours.flops_penalty, reference.flops_penalty,
+        "flops_penalty",
+        "",
+        ((7, 12),),
+        {},
+        ours.flops_penalty,
+        reference.flops_penalty,
         batched=False,
-    ),  # fmt: skip
+    ),
 ]

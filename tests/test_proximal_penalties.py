@@ -51,7 +51,8 @@ def test_hypersparse_where_the_target_is_reached() -> None:
     x[:60] = 0
     x.requires_grad_()
     P.hypersparse(x, 0.5).backward()
-    assert x.grad is not None and torch.equal(x.grad, torch.zeros(100))
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(100))
 
 
 def test_second_derivatives() -> None:
@@ -66,7 +67,9 @@ def test_second_derivatives() -> None:
 def test_splade_corners() -> None:
     x = torch.tensor([[[1.0, -1.0, float("nan")], [1.0, -2.0, 5.0]]], requires_grad=True)
     y = P.splade_pool(x)
-    assert y[0, 0] == torch.log1p(torch.tensor(1.0)) and y[0, 1] == 0 and y[0, 2].isnan()
+    assert y[0, 0] == torch.log1p(torch.tensor(1.0))
+    assert y[0, 1] == 0
+    assert y[0, 2].isnan()
     (dx,) = torch.autograd.grad(y[0, :2].sum(), x)
     assert dx[0, :, 0].tolist() == [0.5, 0.0]  # the first of equals
     none = torch.zeros(1, 2, dtype=torch.bool)

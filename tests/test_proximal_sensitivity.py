@@ -50,14 +50,18 @@ def test_against_the_definition(dtype: torch.dtype, kind: Any) -> None:
                 expected = reference.sensitivity_shrink(
                     w.double(), g.double(), 0.3, kind, lr, s.double(), None if keep is None else m
                 )
-                torch.testing.assert_close(y, expected.to(dtype), rtol=2e-2 if dtype.itemsize == 2 else 2e-6, atol=2e-3 if dtype.itemsize == 2 else 2e-6)  # fmt: skip
+                half = dtype.itemsize == 2
+                rtol, atol = (2e-2, 2e-3) if half else (2e-6, 2e-6)
+                torch.testing.assert_close(y, expected.to(dtype), rtol=rtol, atol=atol)
 
 
 def test_corners() -> None:
     w, g = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([math.inf, math.nan, 0.0])
     out = w.clone()
     sensitivity_shrink_(out, g, 0.5)
-    assert out[0] == 1.0 and out[1].isnan() and out[2] == 1.5
+    assert out[0] == 1.0
+    assert out[1].isnan()
+    assert out[2] == 1.5
     out = w.clone().requires_grad_()
     sensitivity_shrink_(out, torch.zeros(3), torch.tensor(0.0), "rescaled", lr=torch.tensor(0.5))
     assert torch.equal(out.detach(), w)

@@ -55,13 +55,12 @@ void pool_tile(const ColumnPoolArgs& a, int64_t b, int64_t column) {
       take_greater(row, static_cast<int32_t>(t), best, place);
   }
   const int64_t at = b * a.columns + column;
+  const double share = share_of<double>(a.length);
   for (int64_t i = 0; i < kTile; ++i) {
     if (a.pool == Pool::max)
       best[i] = log1p(best[i]);
     else
-      best[i] = static_cast<C>(a.pool == Pool::magnitude
-                                   ? sums[i] / static_cast<double>(a.length > 0 ? a.length : 1)
-                                   : sums[i]);
+      best[i] = static_cast<C>(a.pool == Pool::magnitude ? sums[i] * share : sums[i]);
   }
   store_elements(best, n, static_cast<T*>(a.y) + at);
   if (a.pool == Pool::max) memcpy(a.place + at, place, static_cast<size_t>(n) * sizeof(int32_t));

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(ColumnPoolArgs a) {
   using C = compute_t<T>;
   const int64_t across = a.columns / V, work = a.batch * across;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  [[maybe_unused]] const double share = share_of<double>(a.length);
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; item < work;
        item += stride) {
     const int64_t b = item / across, column = (item - b * across) * V;
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(ColumnPoolArgs a) {
         y = log1p(best[i]);
         a.place[at + i] = place[i];
       } else if constexpr (kPool == Pool::magnitude) {
-        y = static_cast<C>(sums[i] / static_cast<double>(a.length > 0 ? a.length : 1));
+        y = static_cast<C>(sums[i] * share);
       } else {
         y = static_cast<C>(sums[i]);
       }
@@ -111,11 +112,12 @@ void column_pool(const ColumnPoolArgs& args, Context context) {
     using T = decltype(zero);
     const bool wide = args.columns % kMostLanes<T> == 0 && is_aligned(args.x) && is_aligned(args.y);
     dispatch_pool(args.pool, [&](auto pool) {
+      constexpr Pool kPool = decltype(pool)::value;
       dispatch_lanes(wide, kMostLanes<T>, [&](auto lanes) {
         constexpr int V = decltype(lanes)::value;
         if constexpr (V <= kMostLanes<T>) {
           const int64_t work = args.batch * (args.columns / V);
-          RK_LAUNCH((pool_kernel<T, decltype(pool)::value, V>),
+          RK_LAUNCH((pool_kernel<T, kPool, V>),
                     grid_blocks(ceil_div(work, int64_t{kThreads}), kBlocksPerSm), kThreads, 0,
                     stream, args);
         }
@@ -131,11 +133,12 @@ void column_pool_backward(const ColumnPoolBackwardArgs& args, Context context) {
     const bool wide = args.columns % kMostLanes<T> == 0 && is_aligned(args.x) &&
                       is_aligned(args.g) && is_aligned(args.dx);
     dispatch_pool(args.pool, [&](auto pool) {
+      constexpr Pool kPool = decltype(pool)::value;
       dispatch_lanes(wide, kMostLanes<T>, [&](auto lanes) {
         constexpr int V = decltype(lanes)::value;
         if constexpr (V <= kMostLanes<T>) {
           const int64_t work = args.batch * args.length * (args.columns / V);
-          RK_LAUNCH((pool_gradient_kernel<T, decltype(pool)::value, V>),
+          RK_LAUNCH((pool_gradient_kernel<T, kPool, V>),
                     grid_blocks(ceil_div(work, int64_t{kThreads}), kBlocksPerSm), kThreads, 0,
                     stream, args);
         }

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kListThreads)
   }
 }
 
-template <typename T>
+template <typename T, Sensitivity kKind>
 __global__ void __launch_bounds__(kListThreads)
     sensitivity_kernel(const __grid_constant__ ListChunk<SensitivityRow> chunk,
                        SensitivityShrinkArgs args, int tiles) {
@@ -51,22 +51,29 @@ __global__ void __launch_bounds__(kListThreads)
     const SensitivityPoint<C> p = load_sensitivity<C>(args, row.index);
     T* to = static_cast<T*>(row.w);
     const T* grad = static_cast<const T*>(row.g);
-    const C* given = static_cast<const C*>(row.s);
+    [[maybe_unused]] const C* given = static_cast<const C*>(row.s);
     T w[kListLanes], g[kListLanes];
     load_lanes(to + e, left, aligned_for_vectors(to), w);
     load_lanes(grad + e, left, aligned_for_vectors(grad), g);
-    dispatch_sensitivity(args.kind, [&](auto kind) {
+    // Rows of neighbours follow each other.
+    int64_t r = 0, rest = 0;
+    if constexpr (kKind == Sensitivity::rows) {
+      r = e / row.row_size;
+      rest = (r + 1) * row.row_size - e;
+    }
 #pragma unroll
-      for (int i = 0; i < kListLanes; ++i) {
-        const C v = widen(g[i]);
-        C s = fabs(v);
-        if (given != nullptr) s = i < left ? given[(e + i) / row.row_size] : C(0);
-        const C out =
-            shrunk_weight<decltype(kind)::value>(p, widen(w[i]), args.lr != nullptr ? v : C(0), s);
-        const bool kept = i >= left || is_kept(args.keep, row.keep, e + i);
-        narrow(kept ? out : C(0), w + i);
+    for (int i = 0; i < kListLanes; ++i) {
+      const C v = widen(g[i]);
+      C s = fabs(v);
+      if constexpr (kKind == Sensitivity::rows) {
+        s = i < left ? given[r] : C(0);
+        r += --rest == 0 ? 1 : 0;
+        rest = rest == 0 ? row.row_size : rest;
       }
-    });
+      const C out = shrunk_weight<kKind>(p, widen(w[i]), args.lr != nullptr ? v : C(0), s);
+      const bool kept = i >= left || is_kept(args.keep, row.keep, e + i);
+      narrow(kept ? out : C(0), w + i);
+    }
     store_lanes(w, left, aligned_for_vectors(to), to + e);
   }
 }
@@ -86,11 +93,14 @@ void sensitivity_shrink(const SensitivityShrinkArgs& args, Context context) {
                                  static_cast<int>(tiles));
                      });
     }
-    for_each_chunk(args.rows, args.count,
-                   [&](const ListChunk<SensitivityRow>& chunk, int64_t, int64_t tiles) {
-                     RK_LAUNCH((sensitivity_kernel<T>), grid_blocks(tiles, 8), kListThreads, 0,
-                               stream, chunk, args, static_cast<int>(tiles));
-                   });
+    dispatch_sensitivity(args.kind, [&](auto kind) {
+      constexpr Sensitivity kKind = decltype(kind)::value;
+      for_each_chunk(args.rows, args.count,
+                     [&](const ListChunk<SensitivityRow>& chunk, int64_t, int64_t tiles) {
+                       RK_LAUNCH((sensitivity_kernel<T, kKind>), grid_blocks(tiles, 8),
+                                 kListThreads, 0, stream, chunk, args, static_cast<int>(tiles));
+                     });
+    });
   });
 }
 

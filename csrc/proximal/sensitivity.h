@@ -94,9 +94,8 @@ REGKERN_HD bool is_kept(Keep keep, const void* mask, int64_t e) {
   return (static_cast<const uint32_t*>(mask)[e / 32] >> (e % 32) & 1u) != 0;
 }
 
-REGKERN_CALLS_ARGUMENT
 template <typename F>
-REGKERN_HD void dispatch_sensitivity(Sensitivity kind, F&& f) {
+static inline void dispatch_sensitivity(Sensitivity kind, F&& f) {
   using K = Sensitivity;
   if (kind == K::lobster) return f(std::integral_constant<K, K::lobster>{});
   if (kind == K::rescaled) return f(std::integral_constant<K, K::rescaled>{});

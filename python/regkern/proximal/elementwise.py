@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,7 +21,7 @@ Law = Literal[
 LAWS: tuple[str, ...] = get_args(Law)
 
 #: The shape of the laws that have one: its name, and what it has to be above (at least, where 1).
-SHAPES = {
+SHAPES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "elastic_net": ("the share of ℓ1, in [0, 1]", lambda a: 0 <= a <= 1),
     "scad": ("a number above 1", lambda a: a > 1),
     "mcp": ("a number above 0", lambda a: a > 0),
@@ -142,18 +142,18 @@ def _penalty_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _penalty_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     """Of the value, the first of the two sums; the other is there for this alone."""
     x, lam, weights, sums = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        # The derivative by λ is to be differentiable too.
+    by_lam = sums[1]
+    if torch.is_grad_enabled():  # the derivative by λ is to be differentiable too
         by_lam = _by_lam(x, lam, weights, ctx.law, ctx.shape)
-    else:
-        by_lam = sums[1]
     dx = _penalty_backward(g[0], x, lam, weights, ctx.law, ctx.shape)
     return dx, (g[0] * by_lam).reshape(lam.shape), None, None, None
 
 
 def _by_lam(x: Tensor, lam: Tensor, weights: Tensor | None, law: str, shape: float) -> Tensor:
     wide = x.to(compute_dtype(x))
-    _, pull = torch.func.vjp(lambda lam: _defined(wide, lam, weights, law, shape), lam.reshape(()))
+    pull: Any = torch.func.vjp(
+        lambda lam: _defined(wide, lam, weights, law, shape), lam.reshape(())
+    )[1]
     by_lam: Tensor = pull(torch.ones_like(lam.reshape(())))[0]
     return by_lam
 
@@ -578,7 +578,7 @@ def penalty_add_gradients_(
     shape: float | None = None,
     weights: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Adds the gradients of `penalty_elementwise`, times ``scale``, to ``grads``; returns the value.
+    """Adds ``scale`` times the gradients of `penalty_elementwise` to ``grads``; returns the value.
 
     Parameters
     ----------

@@ -105,6 +105,7 @@ class _Polarization(torch.autograd.Function):
             signs = _gradients(xs, torch.stack([mean, one, zero, zero]), "centred")
             centred = _gradients(xs, torch.stack([mean, zero, -one, pull]), "centred")
         pairs = zip(signs, centred, strict=True)
+        dt = (wide * sum(x.double().abs().sum() for x in xs)).to(t.dtype)
         return dt, *(g.to(a.dtype) * (t.to(a.dtype) * a + b) for a, b in pairs)
 
 
@@ -267,8 +268,7 @@ def flops_penalty(activations: Tensor) -> Tensor:
     checks.floating(op, "activations", activations)
     if activations.dim() != 2:
         raise ValueError(
-            f"regkern.{op}: expected `activations` of shape (n, p), got "
-            f"{tuple(activations.shape)}"
+            f"regkern.{op}: expected `activations` of shape (n, p), got {tuple(activations.shape)}"
         )
     mean: Tensor = _pool(activations[None], None, "magnitude")[0]
     wide = mean.to(compute_dtype(mean))

@@ -301,8 +301,8 @@ def top_k_mask(
 ) -> list[Tensor]:
     r"""Masks of the k largest magnitudes :math:`|w|`, or of the largest changes :math:`|w - w_0|`.
 
-    With ``initial``, the weights that a first, dense fine-tuning has moved most (LT-SFT): those that
-    a second one trains.
+    With ``initial``, the weights that a first, dense fine-tuning has moved most (LT-SFT): those
+    that a second one trains.
 
     Parameters
     ----------

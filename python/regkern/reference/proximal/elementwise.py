@@ -7,7 +7,7 @@ global minimiser is tested against a search on a grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -183,7 +183,7 @@ def _two_thirds(s: Tensor, t: Tensor, lam: Tensor, shape: Tensor) -> Tensor:
     return torch.where(alive, torch.where(s < float("inf"), r, s), 0.0)
 
 
-def _root(step, u: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _root(step: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     """Newton from above; the last steps carry the derivatives, each doubling their order."""
     with torch.no_grad():
         for _ in range(30):

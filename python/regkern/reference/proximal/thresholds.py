@@ -27,7 +27,7 @@ def top_k_mask(tensors: Sequence[Tensor], k: int) -> list[Tensor]:
     flat, order = _largest_first(tensors)
     mask = torch.zeros(len(flat), dtype=torch.bool)
     mask[order[:k]] = True
-    parts = mask.split([x.numel() for x in tensors])
+    parts = torch.split(mask, [x.numel() for x in tensors])
     return [m.reshape(x.shape) for m, x in zip(parts, tensors, strict=True)]
 
 
