@@ -81,10 +81,10 @@ double sum_of(const C* v, int64_t n, C bound) {
 // ---- solvers ----
 
 template <bool kMagnitude, typename C>
-C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work) {
+C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work, double* exact) {
   const C* from = v;
   int64_t left = n;
-  return michelot(plan, [&](C tau, bool all) -> ActiveSums {
+  return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     if (all) return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
     const int64_t before = left;
     left = from == v ? compact<kMagnitude>(v, n, plan.shift, tau, work)
@@ -98,12 +98,12 @@ C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work) {
 }
 
 template <typename C>
-C solve_weighted(const RowPlan<C>& plan, const C* v, const C* w, int64_t n) {
+C solve_weighted(const RowPlan<C>& plan, const C* v, const C* w, int64_t n, double* exact) {
   C heaviest = C(0);
   for (int64_t i = 0; i < n; ++i) heaviest = w[i] > heaviest ? w[i] : heaviest;
   const double scale = inverse_power(static_cast<double>(plan.bound));
   const double unit = inverse_power(static_cast<double>(heaviest));
-  return michelot(plan, [&](C tau, bool all) -> ActiveSums {
+  return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     WideSum sum, weight;
     int64_t count = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -179,11 +179,11 @@ RowSolution<C> solve(const RowThresholdArgs& args, const C* v, int64_t n, double
     else if (args.law == RowLaw::entmax15)
       s.exact = solve_entmax(plan, v, n, reinterpret_cast<C*>(work + n + 16), work);
     else if (w != nullptr)
-      s.level = solve_weighted(plan, v, w, n);
+      s.level = solve_weighted(plan, v, w, n, &s.exact);
     else if (uses_magnitudes(args.law))
-      s.level = solve_sets<true>(plan, v, n, reinterpret_cast<C*>(work));
+      s.level = solve_sets<true>(plan, v, n, reinterpret_cast<C*>(work), &s.exact);
     else
-      s.level = solve_sets<false>(plan, v, n, reinterpret_cast<C*>(work));
+      s.level = solve_sets<false>(plan, v, n, reinterpret_cast<C*>(work), &s.exact);
     if (args.law == RowLaw::capped || args.law == RowLaw::entmax15)
       s.level = static_cast<C>(s.exact);
   }
@@ -212,8 +212,9 @@ void write_row(const RowThresholdArgs& args, const RowSolution<C>& s, const C* v
     case RowLaw::linf:
       return write_law<RowLaw::linf>(s, v, w, n, args.cap, y);
     case RowLaw::l1_ball:
-    case RowLaw::exclusive:
       return write_law<RowLaw::l1_ball>(s, v, w, n, args.cap, y);
+    case RowLaw::exclusive:
+      return write_law<RowLaw::exclusive>(s, v, w, n, args.cap, y);
     case RowLaw::capped:
       return write_law<RowLaw::capped>(s, v, w, n, args.cap, y);
     case RowLaw::entmax15:
