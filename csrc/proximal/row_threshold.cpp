@@ -87,8 +87,8 @@ C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work, double* exa
   return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     if (all) return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
     const int64_t before = left;
-    left = from == v ? compact<kMagnitude>(v, n, plan.shift, tau, work)
-                     : compact<false>(work, left, C(0), tau, work);
+    left = from == v ? compact<kMagnitude, true>(v, n, plan.shift, tau, work)
+                     : compact<false, false>(work, left, C(0), tau, work);
     // The iteration ends where nothing was dropped: the sum is not looked at.
     const bool same = from != v && left == before;
     from = work;
@@ -149,13 +149,13 @@ double solve_entmax(const RowPlan<C>& plan, const C* v, int64_t n, C* candidates
   // A little more than can take part: a = (x − M) / 2 > −1 is decided in double.
   const C low = plan.shift - C(2);
   const C slack = (plan.shift < C(0) ? -plan.shift : plan.shift) * C(1e-6) + C(1e-5);
-  const int64_t near = compact<false>(v, n, C(0), low - slack, candidates);
+  const int64_t near = compact<false, true>(v, n, C(0), low - slack, candidates);
   for (int64_t i = 0; i < near; ++i)
     work[i] = (static_cast<double>(candidates[i]) - static_cast<double>(plan.shift)) * 0.5;
   int64_t left = near;
   return entmax_newton([&](double tau) -> SquareSums {
     // τ grows: what is below it now stays there.
-    left = compact<false>(work, left, 0.0, tau, work);
+    left = compact<false, false>(work, left, 0.0, tau, work);
     WideSum sum, squares;
     for (int64_t i = 0; i < left; ++i) {
       const double d = work[i] - tau;
@@ -269,7 +269,7 @@ void thresholds_of(const RowThresholdArgs& args, const RowThresholdItem& item, i
                    int64_t end) {
   using C = compute_t<T>;
   const Slices& layout = item.slices;
-  const int64_t n = slice_size(layout), pitch = padded(n);
+  const int64_t n = slice_size(layout), pitch = row_pitch(n);
   const T* x = static_cast<const T*>(item.x);
   T* y = static_cast<T*>(item.y);
   // Contiguous rows of the compute type are used where they lie.
