@@ -28,8 +28,9 @@ constexpr MemberTable kMembers = [] {
 #endif
 
 // a(x) = |x| − shift or x − shift of n elements; those above `threshold` go to `out`, which has
-// room for n + 16 and may be `in` itself. Returns how many there are.
-template <bool kMagnitude, typename C>
+// room for n + 16 and may be `in` itself. Returns how many there are. With kAhead what lies behind
+// the n elements is fetched meanwhile: the next row, most likely.
+template <bool kMagnitude, bool kAhead, typename C>
 inline int64_t compact(const C* in, int64_t n, C shift, C threshold, C* out) {
   int64_t k = 0, i = 0;
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -37,6 +38,7 @@ inline int64_t compact(const C* in, int64_t n, C shift, C threshold, C* out) {
 #if defined(__AVX512F__)
     const __m512 s = _mm512_set1_ps(shift), t = _mm512_set1_ps(threshold);
     for (; i + 16 <= n; i += 16) {
+      if constexpr (kAhead) __builtin_prefetch(in + n + i);
       __m512 v = _mm512_loadu_ps(in + i);
       if constexpr (kMagnitude) v = _mm512_abs_ps(v);
       v = _mm512_sub_ps(v, s);
@@ -49,6 +51,7 @@ inline int64_t compact(const C* in, int64_t n, C shift, C threshold, C* out) {
     const __m256 s = _mm256_set1_ps(shift), t = _mm256_set1_ps(threshold);
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
     for (; i + 8 <= n; i += 8) {
+      if constexpr (kAhead) __builtin_prefetch(in + n + i);
       __m256 v = _mm256_loadu_ps(in + i);
       if constexpr (kMagnitude) v = _mm256_and_ps(v, no_sign);
       v = _mm256_sub_ps(v, s);

@@ -43,7 +43,7 @@ template <RowLaw kLaw, typename T>
 void gradients_as(const RowGradientArgs& args) {
   using C = compute_t<T>;
   const Slices& layout = args.slices;
-  const int64_t n = slice_size(layout), pitch = padded(n);
+  const int64_t n = slice_size(layout), pitch = row_pitch(n);
   const T* g = static_cast<const T*>(args.g);
   const T* reference = static_cast<const T*>(args.reference);
   T* dx = static_cast<T*>(args.dx);

@@ -81,14 +81,14 @@ double sum_of(const C* v, int64_t n, C bound) {
 // ---- solvers ----
 
 template <bool kMagnitude, typename C>
-C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work) {
+C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work, double* exact) {
   const C* from = v;
   int64_t left = n;
-  return michelot(plan, [&](C tau, bool all) -> ActiveSums {
+  return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     if (all) return {sum_of<kMagnitude>(v, n, plan.bound), static_cast<double>(n), n};
     const int64_t before = left;
-    left = from == v ? compact<kMagnitude>(v, n, plan.shift, tau, work)
-                     : compact<false>(work, left, C(0), tau, work);
+    left = from == v ? compact<kMagnitude, true>(v, n, plan.shift, tau, work)
+                     : compact<false, false>(work, left, C(0), tau, work);
     // The iteration ends where nothing was dropped: the sum is not looked at.
     const bool same = from != v && left == before;
     from = work;
@@ -98,12 +98,12 @@ C solve_sets(const RowPlan<C>& plan, const C* v, int64_t n, C* work) {
 }
 
 template <typename C>
-C solve_weighted(const RowPlan<C>& plan, const C* v, const C* w, int64_t n) {
+C solve_weighted(const RowPlan<C>& plan, const C* v, const C* w, int64_t n, double* exact) {
   C heaviest = C(0);
   for (int64_t i = 0; i < n; ++i) heaviest = w[i] > heaviest ? w[i] : heaviest;
   const double scale = inverse_power(static_cast<double>(plan.bound));
   const double unit = inverse_power(static_cast<double>(heaviest));
-  return michelot(plan, [&](C tau, bool all) -> ActiveSums {
+  return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     WideSum sum, weight;
     int64_t count = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -149,13 +149,13 @@ double solve_entmax(const RowPlan<C>& plan, const C* v, int64_t n, C* candidates
   // A little more than can take part: a = (x − M) / 2 > −1 is decided in double.
   const C low = plan.shift - C(2);
   const C slack = (plan.shift < C(0) ? -plan.shift : plan.shift) * C(1e-6) + C(1e-5);
-  const int64_t near = compact<false>(v, n, C(0), low - slack, candidates);
+  const int64_t near = compact<false, true>(v, n, C(0), low - slack, candidates);
   for (int64_t i = 0; i < near; ++i)
     work[i] = (static_cast<double>(candidates[i]) - static_cast<double>(plan.shift)) * 0.5;
   int64_t left = near;
   return entmax_newton([&](double tau) -> SquareSums {
     // τ grows: what is below it now stays there.
-    left = compact<false>(work, left, 0.0, tau, work);
+    left = compact<false, false>(work, left, 0.0, tau, work);
     WideSum sum, squares;
     for (int64_t i = 0; i < left; ++i) {
       const double d = work[i] - tau;
@@ -179,11 +179,11 @@ RowSolution<C> solve(const RowThresholdArgs& args, const C* v, int64_t n, double
     else if (args.law == RowLaw::entmax15)
       s.exact = solve_entmax(plan, v, n, reinterpret_cast<C*>(work + n + 16), work);
     else if (w != nullptr)
-      s.level = solve_weighted(plan, v, w, n);
+      s.level = solve_weighted(plan, v, w, n, &s.exact);
     else if (uses_magnitudes(args.law))
-      s.level = solve_sets<true>(plan, v, n, reinterpret_cast<C*>(work));
+      s.level = solve_sets<true>(plan, v, n, reinterpret_cast<C*>(work), &s.exact);
     else
-      s.level = solve_sets<false>(plan, v, n, reinterpret_cast<C*>(work));
+      s.level = solve_sets<false>(plan, v, n, reinterpret_cast<C*>(work), &s.exact);
     if (args.law == RowLaw::capped || args.law == RowLaw::entmax15)
       s.level = static_cast<C>(s.exact);
   }
@@ -212,8 +212,9 @@ void write_row(const RowThresholdArgs& args, const RowSolution<C>& s, const C* v
     case RowLaw::linf:
       return write_law<RowLaw::linf>(s, v, w, n, args.cap, y);
     case RowLaw::l1_ball:
-    case RowLaw::exclusive:
       return write_law<RowLaw::l1_ball>(s, v, w, n, args.cap, y);
+    case RowLaw::exclusive:
+      return write_law<RowLaw::exclusive>(s, v, w, n, args.cap, y);
     case RowLaw::capped:
       return write_law<RowLaw::capped>(s, v, w, n, args.cap, y);
     case RowLaw::entmax15:
@@ -268,7 +269,7 @@ void thresholds_of(const RowThresholdArgs& args, const RowThresholdItem& item, i
                    int64_t end) {
   using C = compute_t<T>;
   const Slices& layout = item.slices;
-  const int64_t n = slice_size(layout), pitch = padded(n);
+  const int64_t n = slice_size(layout), pitch = row_pitch(n);
   const T* x = static_cast<const T*>(item.x);
   T* y = static_cast<T*>(item.y);
   // Contiguous rows of the compute type are used where they lie.

@@ -60,14 +60,14 @@ __device__ __forceinline__ RowTop<compute_t<T>> top_of(const Row<T>& row) {
 
 template <int kTeam, typename T>
 __device__ __forceinline__ compute_t<T> solve_sets(const RowPlan<compute_t<T>>& plan, RowLaw law,
-                                                   const Row<T>& row) {
+                                                   const Row<T>& row, double* exact) {
   using C = compute_t<T>;
   const bool magnitudes = uses_magnitudes(law);
   const double scale = inverse_power(static_cast<double>(plan.bound));
   bool narrow = false;
   if constexpr (sizeof(C) == 4) narrow = narrow_sum_holds(plan.bound);
   const float fine = narrow ? static_cast<float>(scale * (int64_t{1} << kNarrowBits)) : 0.0f;
-  return michelot(plan, [&](C tau, bool all) -> ActiveSums {
+  return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     WideSum sum;
     int64_t count = 0;
     for (int64_t k = team_lane<kTeam>(); k < row.n; k += kTeam) {
@@ -91,7 +91,8 @@ __device__ __forceinline__ compute_t<T> solve_sets(const RowPlan<compute_t<T>>& 
 
 template <int kTeam, typename T>
 __device__ __forceinline__ compute_t<T> solve_weighted(const RowPlan<compute_t<T>>& plan,
-                                                       const compute_t<T>* w, const Row<T>& row) {
+                                                       const compute_t<T>* w, const Row<T>& row,
+                                                       double* exact) {
   using C = compute_t<T>;
   int64_t heaviest[1] = {0};
   for (int64_t k = team_lane<kTeam>(); k < row.n; k += kTeam) {
@@ -102,7 +103,7 @@ __device__ __forceinline__ compute_t<T> solve_weighted(const RowPlan<compute_t<T
   const double scale = inverse_power(static_cast<double>(plan.bound));
   const double unit =
       inverse_power(static_cast<double>(bit_cast<C>(static_cast<row_bits_t<C>>(heaviest[0]))));
-  return michelot(plan, [&](C tau, bool all) -> ActiveSums {
+  return michelot(plan, exact, [&](C tau, bool all) -> ActiveSums {
     WideSum sum, weight;
     int64_t count = 0;
     for (int64_t k = team_lane<kTeam>(); k < row.n; k += kTeam) {
@@ -248,8 +249,10 @@ __global__ void __launch_bounds__(kTeamThreads, 2)
     RowSolution<C> s{plan.shift, plan.level, static_cast<double>(plan.level), C(0),
                      bit_cast<C>(ordered_bits<C>(top.ordered))};
     if (!plan.solved) {
-      if constexpr (kSolver == Solver::sets) s.level = solve_sets<kTeam>(plan, o.law, row);
-      if constexpr (kSolver == Solver::weighted) s.level = solve_weighted<kTeam>(plan, w, row);
+      if constexpr (kSolver == Solver::sets)
+        s.level = solve_sets<kTeam>(plan, o.law, row, &s.exact);
+      if constexpr (kSolver == Solver::weighted)
+        s.level = solve_weighted<kTeam>(plan, w, row, &s.exact);
       if constexpr (kSolver == Solver::capped) s.exact = solve_capped<kTeam>(plan, o.cap, row);
       if constexpr (kSolver == Solver::entmax) s.exact = solve_entmax<kTeam>(plan, row);
       if constexpr (kSolver == Solver::capped || kSolver == Solver::entmax)

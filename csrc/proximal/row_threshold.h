@@ -203,16 +203,19 @@ struct ActiveSums {
   int64_t count;
 };
 
-// The pass is given the threshold, and whether all elements are meant instead.
+// The pass is given the threshold, and whether all elements are meant instead. `exact` gets what is
+// returned, not rounded.
 REGKERN_CALLS_ARGUMENT
 template <typename C, typename Pass>
-REGKERN_HD C michelot(const RowPlan<C>& plan, Pass&& pass) {
+REGKERN_HD C michelot(const RowPlan<C>& plan, double* exact, Pass&& pass) {
   C tau = plan.level;
   ActiveSums active = pass(tau, plan.all);
   while (active.count > 0) {
-    const C next = static_cast<C>((active.sum - plan.t) / (active.weight + plan.extra));
+    const double root = (active.sum - plan.t) / (active.weight + plan.extra);
+    const C next = static_cast<C>(root);
     if (!(next > tau)) break;
     tau = next;
+    *exact = root;
     const int64_t before = active.count;
     active = pass(tau, false);
     if (active.count == before) break;
@@ -316,7 +319,11 @@ REGKERN_HD C row_result(RowLaw law, const RowSolution<C>& s, C x, C weight, doub
   if (s.shift + s.level == C(0)) return x;
   // An infinite threshold leaves what has no weight.
   const C cut = weight == C(0) ? C(0) : s.level * weight;
-  const C m = ((x < C(0) ? -x : x) - s.shift) - cut;
+  C m = ((x < C(0) ? -x : x) - s.shift) - cut;
+  // The threshold is about as large as x, and what is left may be small.
+  if (law == RowLaw::exclusive)
+    m = static_cast<C>(static_cast<double>(x < C(0) ? -x : x) -
+                       (weight == C(0) ? 0.0 : s.exact * static_cast<double>(weight)));
   const C signed_m = x < C(0) ? -m : m;
   return m <= C(0) ? C(0) : signed_m;
 }

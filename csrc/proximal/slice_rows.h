@@ -13,7 +13,9 @@ namespace {
 
 constexpr int64_t kRowTile = 16;
 
-inline int64_t padded(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+// From row to row: whole blocks, and a line more, lest all rows of a tile share the same cache
+// sets.
+inline int64_t row_pitch(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock + 16; }
 
 // How many slices from this one on, before `end`, are worth taking together.
 inline int64_t rows_together(const Slices& s, int64_t slice, int64_t end) {
@@ -30,8 +32,11 @@ inline void gather_rows(const T* x, const Slices& s, int64_t slice, int64_t rows
   if (s.outer == 1) return load_elements(from, s.inner, out);
   const int64_t step = s.count * s.inner;
   if (s.inner == 1) {
-    for (int64_t o = 0; o < s.outer; ++o)
-      for (int64_t r = 0; r < rows; ++r) out[r * pitch + o] = widen(from[o * step + r]);
+    for (int64_t o = 0; o < s.outer; o += kRowTile) {
+      const int64_t end = o + kRowTile < s.outer ? o + kRowTile : s.outer;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = o; k < end; ++k) out[r * pitch + k] = widen(from[k * step + r]);
+    }
     return;
   }
   for (int64_t o = 0; o < s.outer; ++o)
@@ -45,8 +50,11 @@ inline void scatter_rows(const C* rows_in, const Slices& s, int64_t slice, int64
   if (s.outer == 1) return store_elements(rows_in, s.inner, to);
   const int64_t step = s.count * s.inner;
   if (s.inner == 1) {
-    for (int64_t o = 0; o < s.outer; ++o)
-      for (int64_t r = 0; r < rows; ++r) narrow(rows_in[r * pitch + o], to + o * step + r);
+    for (int64_t o = 0; o < s.outer; o += kRowTile) {
+      const int64_t end = o + kRowTile < s.outer ? o + kRowTile : s.outer;
+      for (int64_t k = o; k < end; ++k)
+        for (int64_t r = 0; r < rows; ++r) narrow(rows_in[r * pitch + k], to + k * step + r);
+    }
     return;
   }
   for (int64_t o = 0; o < s.outer; ++o)

@@ -73,7 +73,8 @@ def _residual(ctx: Any, x: Tensor, label: Tensor | None, target: Tensor | None) 
     index = label.reshape(batch, 1, count)
     known = index != ctx.ignore
     ones = torch.arange(size, device=x.device).reshape(1, size, 1) == index
-    return ((p - ones.to(p.dtype)) * known).reshape(x.shape)
+    residual: Tensor = ((p - ones.to(p.dtype)) * known).reshape(x.shape)
+    return residual
 
 
 _loss.differentiable(_setup, _backward)
