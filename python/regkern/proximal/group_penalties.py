@@ -54,9 +54,7 @@ class GroupPenalty(Penalty):
     shape = 0.0
     positive = False
 
-    def __init__(
-        self, lam: float | Tensor, groups: Groups, weights: Weights = "sqrt"
-    ) -> None:
+    def __init__(self, lam: float | Tensor, groups: Groups, weights: Weights = "sqrt") -> None:
         super().__init__(lam)
         op = type(self).__name__
         if not isinstance(groups, Groups):
@@ -124,9 +122,7 @@ class GroupPenalty(Penalty):
             total = total + ops.product_sum(t.to(signs.dtype), signs)
         return total * threshold(tensors[0], self._soft).double()
 
-    def prox(
-        self, x: Tensor, step: float | Tensor = 1.0, *, out: Tensor | None = None
-    ) -> Tensor:
+    def prox(self, x: Tensor, step: float | Tensor = 1.0, *, out: Tensor | None = None) -> Tensor:
         """The proximal operator, differentiable in x, ``step`` and ``lam``; into ``out`` where
         that is given, and then not recorded."""
         op = type(self).__name__
@@ -145,9 +141,7 @@ class GroupPenalty(Penalty):
             None if features is None else features[0], self.positive,
         )  # fmt: skip
 
-    def prox_(
-        self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0
-    ) -> ProxReport:
+    def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
         """The proximal operator in place, of all tensors in one call. Not recorded by autograd.
 
         Norms are per tensor; where groups have parts in several tensors (``Groups.union``) or no
@@ -426,9 +420,7 @@ class TreeGroups(Penalty):
             x = level.prox(x, threshold(x, step, self.lam, w))
         return x
 
-    def prox_(
-        self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0
-    ) -> ProxReport:
+    def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
         """The proximal operator in place, a pass per level. Reports the groups of the root."""
         listed = _listed("TreeGroups", tensors)
         checks.scale("TreeGroups", "step", step)
