@@ -65,7 +65,7 @@ SAMPLES: list[Sample] = [
     _in_place(
         "mcp",
         (4, 33),
-        GroupMCP(3.0, Groups.heads(2, 0), gamma=2.0, weights="none"),
+        GroupMCP(3.0, Groups.kept(0), gamma=2.0, weights="none"),
         1.0,
         lam=3.0,
         law="mcp",

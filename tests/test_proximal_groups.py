@@ -122,6 +122,20 @@ def test_groups_over_several_tensors() -> None:
     assert [n.shape for n in report.norms] == [(10,)]
 
 
+def test_values_of_unions_have_derivatives() -> None:
+    groups = Groups.union([(0, 0), (1, 1)], [(2, 0)])
+    xs = [
+        normal(s, torch.float64, i).requires_grad_() for i, s in enumerate([(3, 2), (4, 3), (2,)])
+    ]
+    penalty = GroupL2(0.3, groups)
+
+    def value(*xs: Tensor) -> Tensor:
+        return penalty.value(xs).square()
+
+    assert torch.autograd.gradcheck(value, xs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(value, xs, fast_mode=True)
+
+
 def test_lists_are_the_tensors_one_by_one() -> None:
     shapes = [(64, 3, 7, 7), (10, 4096), (3, 70000), (2, 5), (0, 4), (300, 9)]
     for dtype in DTYPES:
@@ -520,7 +534,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for groups in EVERY.values():
             for dtype in (torch.float32, torch.float64):
                 x = normal(SHAPE, dtype, 3).requires_grad_()
-                SparseGroup(0.5, 0.1, groups).prox(x, 0.8).sum().backward()
+                SparseGroup(0.5, 0.1, groups).prox(x, 0.8).square().sum().backward()
                 GroupLHalf(0.5, groups).prox_(x.detach().clone())
         lengths = (1, 3, 9, 17, 33, 147, 512, 513, 1100, 4097, 9000, 70001)
         for dtype in DTYPES:
@@ -533,7 +547,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Any:
             GroupL2(1e-30, Groups.kept(0)).prox_(tiny)
         for penalty, _ in LAWS.values():
             x = normal((40, 5), torch.float64, 4).requires_grad_()
-            (penalty.prox(x, 0.7).sum() + penalty.value(x)).backward()
+            (penalty.prox(x, 0.7).square().sum() + penalty.value(x)).backward()
     path = tmp_path_factory.mktemp("groups") / "calls.pt"
     torch.save(recorder.calls, path)
     return path, recorder.calls, replay(recorder.calls, "regkern")
