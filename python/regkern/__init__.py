@@ -4,6 +4,7 @@ from regkern._library import build_info  # loads the libraries: first
 
 # isort: split
 from regkern import optim as optim
+from regkern import proximal as proximal
 from regkern.masks import (
     Mixed,
     MixParams,

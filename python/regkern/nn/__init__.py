@@ -10,6 +10,13 @@ from regkern.nn.masks import (
     RandomErasing,
     linear_schedule,
 )
+from regkern.nn.proximal import (
+    Entmax15,
+    Entmax15Loss,
+    Sparsemax,
+    SparsemaxLoss,
+    UnfoldedISTA,
+)
 from regkern.nn.quantize import (
     AnalogWeights,
     ElasticFakeQuantize,
@@ -29,6 +36,8 @@ __all__ = [
     "DropBlock2d",
     "DropBlock3d",
     "ElasticFakeQuantize",
+    "Entmax15",
+    "Entmax15Loss",
     "FakeQuantize",
     "LatentQuantizer",
     "LinearSchedule",
@@ -38,6 +47,9 @@ __all__ = [
     "PercentileObserver",
     "QuantNoise",
     "RandomErasing",
+    "Sparsemax",
+    "SparsemaxLoss",
     "StochasticRound",
+    "UnfoldedISTA",
     "linear_schedule",
 ]

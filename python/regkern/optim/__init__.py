@@ -1,5 +1,51 @@
 """Optimizers that do more in their one pass over the parameters."""
 
-from regkern.optim.stochastic import SGD, AdamW
+from regkern.optim.half_space import (
+    half_space_project_,
+)
+from regkern.optim.lawn import (
+    LAWN,
+)
+from regkern.optim.proximal import (
+    ProxAdamW,
+    ProxSGD,
+)
+from regkern.optim.report import (
+    SparsityReport,
+    TensorSparsity,
+    sparsity_report,
+)
+from regkern.optim.schedules import (
+    CubicRamp,
+    WarmUp,
+)
+from regkern.optim.shrink import (
+    ShrinkReport,
+    Shrunk,
+    shrink,
+)
+from regkern.optim.stochastic import (
+    SGD,
+    AdamW,
+)
+from regkern.optim.wrapper import (
+    Proximal,
+)
 
-__all__ = ["SGD", "AdamW"]
+__all__ = [
+    "LAWN",
+    "SGD",
+    "AdamW",
+    "CubicRamp",
+    "ProxAdamW",
+    "ProxSGD",
+    "Proximal",
+    "ShrinkReport",
+    "Shrunk",
+    "SparsityReport",
+    "TensorSparsity",
+    "WarmUp",
+    "half_space_project_",
+    "shrink",
+    "sparsity_report",
+]

@@ -248,8 +248,10 @@ class _Analysis:
         if isinstance(module, (*_MAX_POOLS, *_AVERAGES, nn.Upsample)):
             return None if getattr(module, "return_indices", False) else x
         if isinstance(module, _AVG_POOLS):
+            # Means of a constant that are not the constant.
             padded = _any_nonzero(module.padding) and module.count_include_pad
-            return x.holding(_zero_stays(x.const)) if padded else x
+            divided = getattr(module, "divisor_override", None) is not None
+            return x.holding(_zero_stays(x.const)) if padded or divided else x
         if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d):
             return x.holding(_zero_stays(x.const))
         return None

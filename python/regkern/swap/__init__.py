@@ -177,7 +177,7 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     (1.0.23 and newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its
     ``LinearScheduler`` too; ``torch.ao.quantization.FakeQuantize`` with integer zero points;
     torchao's ``IntxFakeQuantizer`` with dynamic ranges; qtorch's ``Quantizer`` of fixed-point
-    numbers. `register_swap` adds others.
+    numbers; entmax's ``Sparsemax``, ``Entmax15`` and their losses. `register_swap` adds others.
 
     Parameters
     ----------
@@ -234,4 +234,5 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
 
 # The rules register themselves, a file per family.
 from regkern.swap import masks as masks  # noqa: E402
+from regkern.swap import proximal as proximal  # noqa: E402
 from regkern.swap import quantize as quantize  # noqa: E402

@@ -1,1 +1,19 @@
 """Modules of the proximal family."""
+
+from regkern.nn.proximal.simplex import (
+    Entmax15,
+    Entmax15Loss,
+    Sparsemax,
+    SparsemaxLoss,
+)
+from regkern.nn.proximal.unfolded import (
+    UnfoldedISTA,
+)
+
+__all__ = [
+    "Entmax15",
+    "Entmax15Loss",
+    "Sparsemax",
+    "SparsemaxLoss",
+    "UnfoldedISTA",
+]
