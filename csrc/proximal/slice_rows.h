@@ -32,10 +32,17 @@ inline void gather_rows(const T* x, const Slices& s, int64_t slice, int64_t rows
   if (s.outer == 1) return load_elements(from, s.inner, out);
   const int64_t step = s.count * s.inner;
   if (s.inner == 1) {
+    // Lines of memory first, then their transposition: a column of x has all its lines in one set
+    // of the cache where rows are a power of two long.
     for (int64_t o = 0; o < s.outer; o += kRowTile) {
-      const int64_t end = o + kRowTile < s.outer ? o + kRowTile : s.outer;
+      const int64_t height = o + kRowTile < s.outer ? kRowTile : s.outer - o;
+      C block[kRowTile][kRowTile];
+      for (int64_t k = 0; k < height; ++k) {
+        __builtin_prefetch(from + (o + k + kRowTile) * step);
+        for (int64_t r = 0; r < rows; ++r) block[k][r] = widen(from[(o + k) * step + r]);
+      }
       for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = o; k < end; ++k) out[r * pitch + k] = widen(from[k * step + r]);
+        for (int64_t k = 0; k < height; ++k) out[r * pitch + o + k] = block[k][r];
     }
     return;
   }
@@ -51,9 +58,14 @@ inline void scatter_rows(const C* rows_in, const Slices& s, int64_t slice, int64
   const int64_t step = s.count * s.inner;
   if (s.inner == 1) {
     for (int64_t o = 0; o < s.outer; o += kRowTile) {
-      const int64_t end = o + kRowTile < s.outer ? o + kRowTile : s.outer;
-      for (int64_t k = o; k < end; ++k)
-        for (int64_t r = 0; r < rows; ++r) narrow(rows_in[r * pitch + k], to + k * step + r);
+      const int64_t height = o + kRowTile < s.outer ? kRowTile : s.outer - o;
+      C block[kRowTile][kRowTile];
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < height; ++k) block[k][r] = rows_in[r * pitch + o + k];
+      for (int64_t k = 0; k < height; ++k) {
+        __builtin_prefetch(to + (o + k + kRowTile) * step, 1);
+        for (int64_t r = 0; r < rows; ++r) narrow(block[k][r], to + (o + k) * step + r);
+      }
     }
     return;
   }
