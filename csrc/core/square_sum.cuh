@@ -8,6 +8,17 @@
 
 namespace regkern {
 
+// Folds K lanes of a thread, a power of two, into the first. By recursion: nested loops are not
+// always unrolled, and what is not lies in local memory.
+template <int K, typename A>
+__device__ __forceinline__ void fold_own(A* lanes) {
+  if constexpr (K > 1) {
+#pragma unroll
+    for (int k = 0; k < K / 2; ++k) lanes[k] += lanes[k + K / 2];
+    fold_own<K / 2>(lanes);
+  }
+}
+
 // The sum over all lanes of a team of a power of two of threads, at most a warp, in every thread of
 // it: term(k, v) is the thread's part of stripe k at its neighbour v. K, the stripes of different
 // lanes, is a power of two. All threads of the warp call it.
@@ -19,22 +30,14 @@ __device__ __forceinline__ A fold_team(int team, const Term& term) {
     A lanes[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) lanes[k] = term(k, v);
-#pragma unroll
-    for (int half = K / 2; half > 0; half /= 2) {
-#pragma unroll
-      for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
-    }
+    fold_own<K>(lanes);
     sums[v] = lanes[0];
   }
   for (int offset = team / 2; offset > 0; offset /= 2) {
 #pragma unroll
     for (int v = 0; v < V; ++v) sums[v] += __shfl_xor_sync(kWholeWarp, sums[v], offset);
   }
-#pragma unroll
-  for (int half = V / 2; half > 0; half /= 2) {
-#pragma unroll
-    for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
-  }
+  fold_own<V>(sums);
   return sums[0];
 }
 

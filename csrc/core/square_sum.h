@@ -57,8 +57,9 @@ inline A fold_lanes(A* lanes, int count) {
 }
 
 // The sum of term(0) … term(n - 1), of type A, for 1 ≤ n ≤ kSegment.
+// By value: what is captured must not be thought to change with the lanes.
 template <typename A, typename Term>
-inline A segment_sum(int n, const Term& term) {
+inline A segment_sum(int n, Term term) {
   alignas(64) A lanes[kLanes];
   if (n <= kLanes) {
     if (n == 1) return term(0);
@@ -103,14 +104,14 @@ inline A segment_sum(int n, const Term& term) {
 
 // The sum of the squares of value(0) … value(n - 1), of the compute type C, for n ≤ kSegment.
 template <typename C, typename Value>
-inline double segment_square_sum(int n, const Value& value) {
+inline double segment_square_sum(int n, Value value) {
   if (n == 0) return 0.0;
-  const C sum = segment_sum<C>(n, [&](int i) {
+  const C sum = segment_sum<C>(n, [=](int i) {
     const C x = value(i);
     return x * x;
   });
   if (square_sum_holds(sum)) return static_cast<double>(sum);
-  return segment_sum<double>(n, [&](int i) {
+  return segment_sum<double>(n, [=](int i) {
     const double x = static_cast<double>(value(i));
     return x * x;
   });

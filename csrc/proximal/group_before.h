@@ -19,7 +19,7 @@ struct Prepared {
     if constexpr (kBefore == Before::soft) value = soft_threshold(value, soft);
     if constexpr (kBefore == Before::weighted) value = soft_threshold(value, soft * l1[i]);
     if constexpr (kBefore == Before::soft || kBefore == Before::weighted)
-      value = positive && value < C(0) ? C(0) : value;
+      value = (positive & (value < C(0))) ? C(0) : value;
     return value;
   }
   REGKERN_HD C operator()(int64_t i) const { return of(widen(x[i]), i); }

@@ -17,7 +17,7 @@ inline int64_t grain_of(int64_t elements) { return elements < kGrain ? kGrain / 
 
 // The sum of the squares of n ≤ kPadded elements, of which kPadded can be read.
 template <int kPadded, typename C, typename Value>
-inline C padded_square_sum(int n, const Value& value) {
+inline C padded_square_sum(int n, Value value) {
   alignas(64) C lanes[kPadded];
 #pragma omp simd
   for (int i = 0; i < kPadded; ++i) {
@@ -29,7 +29,7 @@ inline C padded_square_sum(int n, const Value& value) {
 
 // The sum of the squares of n elements, n ≤ kSegment, of which `readable` can be read.
 template <typename C, typename Value>
-inline double run_square_sum(int n, int64_t readable, const Value& value) {
+inline double run_square_sum(int n, int64_t readable, Value value) {
   C sum;
   if (n > 4 && n <= 8 && readable >= 8)
     sum = padded_square_sum<8, C>(n, value);

@@ -11,7 +11,7 @@ constexpr int64_t kBatchElements = 4096;  // of the groups of a batch, which sta
 
 // y ← factor · x over a group.
 template <Before kBefore, typename T>
-inline void scale_run(const Prepared<kBefore, T>& x, compute_t<T> factor, int64_t n, T* y) {
+inline void scale_run(Prepared<kBefore, T> x, compute_t<T> factor, int64_t n, T* y) {
   using C = compute_t<T>;
   if (kBefore == Before::nothing && factor == C(1)) {
     if (x.x != y) memcpy(y, x.x, static_cast<size_t>(n) * sizeof(T));

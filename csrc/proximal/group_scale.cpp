@@ -11,7 +11,7 @@ constexpr int64_t kLong = 64;    // runs from this length on have their factor i
 
 // y ← x · a + z · b over n elements with the factors of each.
 template <typename T, typename P, typename A, typename B>
-inline void scale_elements(const P& x, const T* z, const A& a, const B& b, int64_t n, T* y) {
+inline void scale_elements(P x, const T* z, A a, B b, int64_t n, T* y) {
   using C = compute_t<T>;
   if (z == nullptr) {
 #pragma omp simd

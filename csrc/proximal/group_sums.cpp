@@ -35,7 +35,7 @@ void sum_runs(const GroupRow& row, double* out, const RunSum& run_sum) {
 
 // The partial sums of columns: term(i) is what element i adds, in double.
 template <typename Term>
-void sum_columns(const GroupRow& row, double* out, const Term& term) {
+void sum_columns(const GroupRow& row, double* out, Term term) {
   const int64_t columns = row.slices * row.inner;
   const int64_t tiles = (columns + kTile - 1) / kTile, chunks = chunks_of(row);
   const int64_t width = smaller(columns, kTile);
@@ -66,10 +66,10 @@ void sum_columns(const GroupRow& row, double* out, const Term& term) {
 }
 
 template <typename T, typename Term>
-void sum_products(const GroupRow& row, double* out, const Term& term) {
+void sum_products(const GroupRow& row, double* out, Term term) {
   if (by_columns(row)) return sum_columns(row, out, term);
   sum_runs(row, out, [&](int64_t first, int n, int64_t) {
-    return n == 0 ? 0.0 : segment_sum<double>(n, [&](int i) { return term(first + i); });
+    return n == 0 ? 0.0 : segment_sum<double>(n, [=](int i) { return term(first + i); });
   });
 }
 

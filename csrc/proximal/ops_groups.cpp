@@ -298,11 +298,13 @@ ProxResult run_prox(const Checks& check, List& list, const Tensor& like, const P
   law.before = want_before ? mutable_data<double>(out.before) : nullptr;
   law.zeros = mutable_data<int64_t>(out.zeros);
 
-  // In one pass what can be; the sums of the others first.
+  // In one pass what can be; the sums of the others first. On the GPU a pass is the group soft
+  // threshold: other laws need more registers than the elements leave.
+  const bool one_pass = !list.mapped() && (kValuesReadable || law.law == Law::soft);
   std::vector<GroupRow> quick, slow;
   for (int64_t i = 0; i < list.count(); ++i) {
     const GroupRow& row = list.rows()[i];
-    (!list.mapped() && in_one_pass(row) ? quick : slow).push_back(row);
+    (one_pass && in_one_pass(row) ? quick : slow).push_back(row);
   }
   if (!quick.empty()) {
     const auto count = static_cast<int64_t>(quick.size());
@@ -420,6 +422,19 @@ Tensors group_scale(Tensors xs, const Tensor& a, Tensors zs, MaybeTensor b,
   return ys;
 }
 
+// The same of one tensor: what is differentiated under functorch transforms, which know no lists.
+Tensor group_sum(const Tensor& x, MaybeTensor z, std::vector<int64_t> geometry, MaybeTensor map,
+                 MaybeTensor starts, MaybeTensor members) {
+  return group_sums({x}, z.has_value() ? Tensors{*z} : Tensors{}, geometry, map, starts, members);
+}
+
+Tensor group_multiply(const Tensor& x, const Tensor& a, MaybeTensor z, MaybeTensor b,
+                      std::vector<int64_t> geometry, MaybeTensor map, MaybeTensor starts,
+                      MaybeTensor members, bool keep) {
+  return group_scale({x}, a, z.has_value() ? Tensors{*z} : Tensors{}, b, geometry, map, starts,
+                     members, keep)[0];
+}
+
 void group_scale_(Tensors ys, const Tensor& a, std::vector<int64_t> geometry, MaybeTensor map,
                   MaybeTensor starts, MaybeTensor members) {
   const Checks check("group_scale_");
@@ -430,9 +445,10 @@ void group_scale_(Tensors ys, const Tensor& a, std::vector<int64_t> geometry, Ma
              "contiguous `a` in the type that is computed in", "another");
   check.shape(a, "a", {list.groups()});
   if (list.count() > 0)
-    backend::group_scale(GroupScaleArgs{list.dtype(), list.rows(), list.count(), Before::nothing,
-                                        false, nullptr, list.map(), true, a.const_data_ptr(), nullptr},
-                         OnDevice(ys[0]));
+    backend::group_scale(
+        GroupScaleArgs{list.dtype(), list.rows(), list.count(), Before::nothing, false, nullptr,
+                       list.map(), true, a.const_data_ptr(), nullptr},
+        OnDevice(ys[0]));
   list.copy_back();
 }
 
@@ -505,6 +521,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "group_scale(Tensor[] xs, Tensor a, Tensor[] zs, Tensor? b, int[] geometry, "
       "Tensor? map, Tensor? starts, Tensor? members, bool keep) -> Tensor[]");
   m.def(
+      "group_sum(Tensor x, Tensor? z, int[] geometry, Tensor? map, Tensor? starts, "
+      "Tensor? members) -> Tensor");
+  m.def(
+      "group_multiply(Tensor x, Tensor a, Tensor? z, Tensor? b, int[] geometry, Tensor? map, "
+      "Tensor? starts, Tensor? members, bool keep) -> Tensor");
+  m.def(
       "group_scale_(Tensor(a!)[] ys, Tensor a, int[] geometry, Tensor? map=None, "
       "Tensor? starts=None, Tensor? members=None) -> ()");
   m.def(
@@ -521,6 +543,8 @@ STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("group_prox", TORCH_BOX(&group_prox));
   m.impl("group_sums", TORCH_BOX(&group_sums));
   m.impl("group_scale", TORCH_BOX(&group_scale));
+  m.impl("group_sum", TORCH_BOX(&group_sum));
+  m.impl("group_multiply", TORCH_BOX(&group_multiply));
   m.impl("group_scale_", TORCH_BOX(&group_scale_));
   m.impl("group_slopes", TORCH_BOX(&group_slopes));
   m.impl("group_penalty", TORCH_BOX(&group_penalty));

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype, dense_like, register
+from regkern._registration import compute_dtype, dense_like, function_apply, register
 from regkern.proximal.groups import Groups, Layout, Weights
 from regkern.proximal.penalty import ProxReport, threshold
 
@@ -78,6 +77,13 @@ _prox_in_place = register("group_prox_", _fake_prox_)
 _prox = register("group_prox", _fake_prox)
 _sums = register("group_sums", _fake_sums)
 _scale = register("group_scale", lambda xs, *_, **__: [dense_like(x) for x in xs])
+_sum = register(
+    "group_sum",
+    lambda x, z, geometry, map, starts, members: x.new_empty(
+        (_groups(geometry, starts),), dtype=torch.float64
+    ),
+)
+_multiply = register("group_multiply", lambda x, *_: dense_like(x))
 _scale_in_place = register("group_scale_", lambda *_, **__: None)
 _slopes = register(
     "group_slopes",
@@ -88,58 +94,117 @@ _penalty = register(
     lambda norms, *_, **__: norms.new_empty((3, norms.shape[0]), dtype=torch.float64),
 )
 
+
+class _Once(torch.autograd.Function):
+    """A derivative whose own derivative would be wrong: it is refused.
+
+    `once_differentiable` would not do: it looks at the incoming gradient alone, and the derivative
+    of a law depends on the saved input as well.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *_: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "regkern: the group laws other than the group soft threshold are differentiable once"
+        )
+
+
+def _once(value: Tensor | None, inputs: Sequence[Tensor | None]) -> Tensor | None:
+    if value is None or not torch.is_grad_enabled():
+        return value
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    return function_apply(_Once, value, *wanted) if wanted else value
+
+
 # ---- derivatives: sums and scales are closed under differentiation ----
 
 
 def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     xs, zs, ctx.geometry, *mapping = inputs
-    ctx.count = len(xs)
-    ctx.products = len(zs) > 0
-    ctx.save_for_backward(*xs, *zs, *mapping)
+    assert not zs, "products of lists have no derivative"
+    ctx.save_for_backward(*xs, *mapping)
 
 
 def _sums_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    n = ctx.count
-    xs, zs, mapping = saved[:n], saved[n:-3], saved[-3:]
-    g = g.to(compute_dtype(xs[0]))
+    *xs, map, starts, members = ctx.saved_tensors
+    mapping = (map, starts, members)
+    g = 2.0 * g.to(compute_dtype(xs[0]))
     none = (None,) * 4
-    if not ctx.products:
-        return _scale(list(xs), 2.0 * g, [], None, ctx.geometry, *mapping, False), [], *none
-    dx = _scale(list(zs), g, [], None, ctx.geometry, *mapping, False)
-    dz = _scale(list(xs), g, [], None, ctx.geometry, *mapping, False)
+    if not torch.is_grad_enabled():
+        return _scale(xs, g, [], None, ctx.geometry, *mapping, False), [], *none
+    # A second derivative may follow, and that is the single op's.
+    dxs, first = [], 0
+    for i, x in enumerate(xs):
+        geometry = list(ctx.geometry[3 * i : 3 * i + 3])
+        if map is None:
+            own: Mapping = (None, None, None)
+            part = g[first : first + geometry[1]]
+        else:
+            own = _part_of(mapping, first, geometry[1])
+            part = g
+        dxs.append(_multiply(x, part, None, None, geometry, *own, False))
+        first += geometry[1]
+    return dxs, [], *none
+
+
+def _part_of(mapping: Mapping, first: int, slices: int) -> Mapping:
+    """The map of one tensor of a list. Sums over it are those of the tensor's slices alone."""
+    map, starts, members = mapping
+    assert map is not None
+    assert starts is not None
+    assert members is not None
+    own = map[first : first + slices].contiguous()
+    inside = (members >= first) & (members < first + slices)
+    counts = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.long().cumsum(0)])
+    order = inside.to(torch.int8).argsort(descending=True, stable=True)
+    return own, counts[starts], (members - first)[order].contiguous()
+
+
+def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, z, ctx.geometry, *mapping = inputs
+    ctx.save_for_backward(x, z, *mapping)
+
+
+def _sum_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, z, *mapping = ctx.saved_tensors
+    g = g.to(compute_dtype(x))
+    none = (None,) * 4
+    if z is None:
+        return _multiply(x, 2.0 * g, None, None, ctx.geometry, *mapping, False), None, *none
+    dx = _multiply(z, g, None, None, ctx.geometry, *mapping, False)
+    dz = _multiply(x, g, None, None, ctx.geometry, *mapping, False)
     return dx, dz, *none
 
 
-def _scale_setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    xs, a, zs, b, ctx.geometry, *mapping, ctx.keep = inputs
-    ctx.count = len(xs)
-    ctx.products = len(zs) > 0
-    ctx.save_for_backward(*xs, *zs, a, b, *mapping)
+def _multiply_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, a, z, b, ctx.geometry, *mapping, ctx.keep = inputs
+    ctx.save_for_backward(x, a, z, b, *mapping)
 
 
-def _scale_gradient(ctx: Any, gs: Sequence[Tensor]) -> tuple[Any, ...]:
-    *tensors, a, b, map, starts, members = ctx.saved_tensors
-    xs, zs = list(tensors[: ctx.count]), list(tensors[ctx.count :])
-    mapping = (map, starts, members)
-    gs = list(gs)
-    dx = _scale(gs, a, [], None, ctx.geometry, *mapping, ctx.keep)
-    da = _sums(xs, gs, ctx.geometry, *mapping).to(a.dtype)
+def _multiply_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, a, z, b, *mapping = ctx.saved_tensors
+    dx = _multiply(g, a, None, None, ctx.geometry, *mapping, ctx.keep)
+    da = _sum(x, g, ctx.geometry, *mapping).to(a.dtype)
     none = (None,) * 5
-    if not ctx.products:
-        return dx, da, [], None, *none
-    dz = _scale(gs, b, [], None, ctx.geometry, *mapping, False)
-    db = _sums(zs, gs, ctx.geometry, *mapping).to(a.dtype)
+    if z is None:
+        return dx, da, None, None, *none
+    dz = _multiply(g, b, None, None, ctx.geometry, *mapping, False)
+    db = _sum(z, g, ctx.geometry, *mapping).to(a.dtype)
     return dx, da, dz, db, *none
 
 
 _sums.differentiable(_sums_setup, _sums_gradient)
-_scale.differentiable(_scale_setup, _scale_gradient)
+_sum.differentiable(_sum_setup, _sum_gradient)
+_multiply.differentiable(_multiply_setup, _multiply_gradient)
 
 
 def product_sum(x: Tensor, z: Tensor) -> Tensor:
     """Σ x z of two tensors of one shape, float64, 0-d, in the library's fixed order."""
-    return _sums([x], [z], [1, 1, x.numel()], None, None, None).reshape(())
+    return _sum(x, z, [1, 1, x.numel()], None, None, None).reshape(())
 
 
 def weighted_sum(values: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -152,11 +217,13 @@ def _penalty_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(norms, lam, output)
 
 
-@once_differentiable
 def _penalty_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     norms, lam, out = ctx.saved_tensors
-    by_lam = weighted_sum(g[0], out[2]).to(lam.dtype).reshape(lam.shape)
-    return g[0] * out[1] * norms, by_lam, None, None, None
+    with torch.no_grad():
+        by_lam = weighted_sum(g[0], out[2]).to(lam.dtype).reshape(lam.shape)
+        by_norms = g[0] * out[1] * norms
+    inputs = (norms, lam, g)
+    return _once(by_norms, inputs), _once(by_lam, inputs), None, None, None
 
 
 _penalty.differentiable(_penalty_setup, _penalty_gradient)
@@ -211,8 +278,8 @@ def _prox_derivatives(
     if weights is None:
         weights = torch.full_like(norms, ctx.weight)
     a, b, by_step, by_lam = slopes(z, weights)
-    dots = _sums([z], [g], ctx.geometry, *mapping)
-    dz = _scale([g], a.to(compute), [z], (b * dots).to(compute), ctx.geometry, *mapping, True)[0]
+    dots = _sum(z, g, ctx.geometry, *mapping)
+    dz = _multiply(g, a.to(compute), z, (b * dots).to(compute), ctx.geometry, *mapping, True)
     dstep = weighted_sum(dots, by_step).to(step.dtype).reshape(step.shape)
     dlam = weighted_sum(dots, by_lam).to(lam.dtype).reshape(lam.shape)
     if plain:
@@ -221,9 +288,8 @@ def _prox_derivatives(
     if map is not None:
         # Elements of no group are not thresholded either.
         ones = torch.ones_like(z)
-        covered = _scale(
-            [ones], torch.ones_like(norms, dtype=compute), [], None, ctx.geometry, *mapping, False
-        )[0]
+        every = torch.ones_like(norms, dtype=compute)
+        covered = _multiply(ones, every, None, None, ctx.geometry, *mapping, False)
     alive = torch.where((z == 0) if covered is None else (z == 0) & (covered > 0), 0.0, dz)
     same = alive if soft is None else torch.where(soft == 0, dz, alive)
     if ctx.positive:
@@ -237,14 +303,15 @@ def _prox_derivatives(
     return same.to(x.dtype), dstep, dlam, dsoft.to(soft.dtype).reshape(soft.shape), dl1
 
 
-@once_differentiable
 def _prox_once(ctx: Any, g: Tensor) -> Any:
-    _, step, lam, *_, norms = ctx.saved_tensors
+    x, step, lam, soft, l1, *_, norms = ctx.saved_tensors
 
     def slopes(_: Tensor, weights: Tensor) -> Any:
         return _slopes(norms, step, lam, ctx.law, ctx.shape, weights).unbind(0)
 
-    return _prox_derivatives(ctx, g, slopes)
+    with torch.no_grad():
+        grads = _prox_derivatives(ctx, g, slopes)
+    return tuple(_once(d, (x, step, lam, soft, l1, g)) for d in grads)
 
 
 def _prox_gradient(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
@@ -254,7 +321,7 @@ def _prox_gradient(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
     _, step, lam, _, _, _, *mapping, _ = ctx.saved_tensors
 
     def slopes(z: Tensor, weights: Tensor) -> Any:
-        squares = _sums([z], [], ctx.geometry, *mapping)
+        squares = _sum(z, None, ctx.geometry, *mapping)
         return _l2_slopes(root(squares), step, lam, weights)
 
     return *_prox_derivatives(ctx, g, slopes), *none
@@ -334,15 +401,27 @@ def spread_weights(
 
 def group_squares(tensors: Sequence[Tensor], layout: Layout) -> Tensor:
     """‖x_g‖² of all groups, float64, differentiable."""
-    return _sums(list(tensors), [], layout.geometry, *layout.mapping)  # type: ignore[no-any-return]
+    geometry, mapping = layout.geometry, layout.mapping
+    if len(tensors) == 1:
+        return _sum(tensors[0], None, geometry, *mapping)  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return _sums(list(tensors), [], geometry, *mapping)  # type: ignore[no-any-return]
+    # Transforms see no tensors in lists.
+    if layout.map is not None:
+        raise RuntimeError(
+            "regkern: groups over several tensors, or with a map for several, have no derivative "
+            "under torch.func transforms; use torch.autograd"
+        )
+    each = [_sum(t, None, geometry[3 * i : 3 * i + 3], *mapping) for i, t in enumerate(tensors)]
+    return torch.cat(each)
 
 
 def group_scaled(x: Tensor, factors: Tensor, layout: Layout) -> Tensor:
     """x_g · factors[g], differentiable in both."""
-    scaled = _scale(
-        [x], factors.to(compute_dtype(x)), [], None, layout.geometry, *layout.mapping, True
+    factors = factors.to(compute_dtype(x))
+    return _multiply(  # type: ignore[no-any-return]
+        x, factors, None, None, layout.geometry, *layout.mapping, True
     )
-    return scaled[0]  # type: ignore[no-any-return]
 
 
 def group_scale_(tensors: Sequence[Tensor], factors: Tensor, layout: Layout) -> None:
