@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class Proximal(torch.optim.Optimizer):
             )
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
     @param_groups.setter
@@ -111,16 +112,16 @@ class Proximal(torch.optim.Optimizer):
             self.optimizer.param_groups = value
 
     @property
-    def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, Any]:
         return self.optimizer.state
 
     @state.setter
-    def state(self, value: Mapping[Any, Any]) -> None:
+    def state(self, value: defaultdict[Tensor, Any]) -> None:
         if value:
-            self.optimizer.state = value  # type: ignore[assignment]
+            self.optimizer.state = value
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         return self.optimizer.defaults
 
     @defaults.setter
@@ -168,7 +169,7 @@ class Proximal(torch.optim.Optimizer):
         for group in self.param_groups:
             if healing(group):
                 zeros += [(p, p == 0) for p in group["params"]]
-        loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+        loss = self.optimizer.step(closure)
         for p, zero in zeros:
             p.masked_fill_(zero, 0.0)
         for group in self.param_groups:
