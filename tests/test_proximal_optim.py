@@ -125,6 +125,24 @@ def test_strides_and_numbers_on_the_device(penalty: str) -> None:
     assert not other[1].is_contiguous()
 
 
+def test_groups_across_tensors() -> None:
+    """Filter, γ and β of a channel; nothing is shrunk before all of them are stepped."""
+    groups = Groups.union([(0, 0), (1, 0), (2, 0)])
+    params, apart = (parameters(shapes=[(6, 3, 3, 3), (6,), (6,), (4, 6)]) for _ in range(2))
+    r = GroupL2(1.5, groups)
+    optimizer = ProxAdamW([{"params": params[:3], "penalty": r}, {"params": params[3:]}], lr=0.3)
+    alone = ProxAdamW(apart, lr=0.3)
+    for step in range(3):
+        set_gradients(step, params, apart)
+        optimizer.step()
+        alone.step()
+        r.prox_(apart[:3], 0.3)
+    assert same(params, apart)
+    gone = (params[1] == 0).nonzero().flatten().tolist()
+    assert 0 < len(gone) < 6
+    assert all(bool((p[gone] == 0).all()) for p in params[:3])
+
+
 def test_large_and_tiny_groups() -> None:
     """Squares that overflow and underflow in float32; a NaN stays in its group."""
     p = torch.tensor([[3e30, 4e30], [3e-30, 4e-30], [math.nan, 1.0], [1.0, 2.0], [0.0, 0.0]])

@@ -2,6 +2,7 @@
 #include "core/tensor_list.cuh"
 #include "proximal/adam_metric.h"
 #include "proximal/fused_step.h"
+#include "proximal/group_lanes.cuh"
 
 namespace regkern::cuda {
 namespace {
@@ -139,12 +140,6 @@ __global__ void __launch_bounds__(kListThreads, 3)
 // A group is stepped and its squares summed in one sweep; the second sweep, which scales, finds in
 // the cache what the same threads have written.
 
-// Stripes of the lanes of a team: groups of up to 32 · V · kTeamStripes elements go to (a part of)
-// a warp, longer ones to a block.
-constexpr int kTeamStripes = 4;
-template <typename C>
-constexpr int kTeamRun = 32 * kLanesOf<C> * kTeamStripes;
-
 template <typename C, int V>
 __device__ __forceinline__ void load_some(const C* data, int64_t left, bool aligned, C (&out)[V]) {
   if (aligned && left >= V) {
@@ -236,54 +231,36 @@ __device__ __forceinline__ void scale_some(const ProxRow& row, C factor, int64_t
   store_some<C, V>(p, left, aligned, x + e);
 }
 
-// Groups of at most kTeamRun elements, one for a team of threads of a warp.
+// Groups of at most kTeamMost elements, one for a team of threads of a warp, which keeps it.
 template <typename C, typename Rule>
 __device__ __forceinline__ void team_groups(const Rule& rule, const Prox& prox, const ProxRow& row,
                                             int64_t begin, int64_t end) {
-  constexpr int V = kLanesOf<C>;
-  const int run = static_cast<int>(row.run);
-  int team = power_of_two_from(ceil_div(run, V));
-  team = team < 32 ? team : 32;
+  constexpr int V = kLanesOf<C>, K = kTeamStripes<C>;
+  const int run = static_cast<int>(row.run), team = team_of<C>(run);
   const int mine = static_cast<int>(threadIdx.x) % team;
   const int64_t teams = static_cast<int64_t>(blockDim.x) / team;
+  C* const out = target<C>(row);
+  const bool aligned = runs_aligned<C>(out, run);
   for (int64_t at = begin; at < end; at += teams) {
     const int64_t group = at + static_cast<int>(threadIdx.x) / team;
     const bool there = group < end;
     const int64_t first = group * run;
-    C lanes[kTeamStripes][V];
+    C x[K][V] = {};
 #pragma unroll
-    for (int k = 0; k < kTeamStripes; ++k) {
+    for (int k = 0; k < K; ++k) {
       const int i = (k * team + mine) * V;
-      C p[V] = {};
-      if (there && i < run) step_some(rule, prox, row, first + i, run - i, p);
-#pragma unroll
-      for (int v = 0; v < V; ++v) lanes[k][v] = p[v] * p[v];
+      if (there && i < run) step_some(rule, prox, row, first + i, run - i, x[k]);
     }
-    const C sum = fold_team<C, kTeamStripes, V>(lanes, team);
-    double squares = static_cast<double>(sum);
-    const bool holds = square_sum_holds(sum);
-    if (__any_sync(kWholeWarp, !holds)) {
-      double wide[kTeamStripes][V];
-      const C* const x = target<C>(row);
-#pragma unroll
-      for (int k = 0; k < kTeamStripes; ++k) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const int i = (k * team + mine) * V + v;
-          const double value = there && i < run ? static_cast<double>(x[first + i]) : 0.0;
-          wide[k][v] = value * value;
-        }
-      }
-      const double again = fold_team<double, kTeamStripes, V>(wide, team);
-      squares = holds ? squares : again;
-    }
+    const double squares = team_square_sum<C, K, V>(team, x);
     if (!there) continue;
     const C factor = group_factor<C>(prox, row.weight, squares);
     if (factor == C(1)) continue;
 #pragma unroll
-    for (int k = 0; k < kTeamStripes; ++k) {
+    for (int k = 0; k < K; ++k) {
       const int i = (k * team + mine) * V;
-      if (i < run) scale_some(row, factor, first + i, run - i);
+#pragma unroll
+      for (int v = 0; v < V; ++v) x[k][v] = scaled_by(factor, x[k][v]);
+      if (i < run) store_some<C, V>(x[k], run - i, aligned, out + first + i);
     }
   }
 }
@@ -339,7 +316,7 @@ __global__ void __launch_bounds__(kLaneThreads<kLanesOf<C>>)
     const int64_t end = ceil_div(to < row.numel ? to : row.numel, row.run);
     if (begin >= end) continue;
     const Rule rule = rule_of(args, first_row + place.row, static_cast<Rule*>(nullptr));
-    if (row.run <= kTeamRun<C>)
+    if (row.run <= kTeamMost<C>)
       team_groups<C>(rule, args.prox, row, begin, end);
     else
       block_groups<C>(rule, args.prox, row, begin, end, shared);
@@ -350,7 +327,7 @@ __global__ void __launch_bounds__(kLaneThreads<kLanesOf<C>>)
 
 // Σ term(i) over the elements of a group, in every thread.
 template <typename A, typename Term>
-__device__ __forceinline__ A block_sum(int run, double* shared, const Term& term) {
+__device__ __forceinline__ A metric_sum(int run, double* shared, const Term& term) {
   constexpr int V = kLanesOf<float>;
   A lanes[V] = {};
   for (int i = static_cast<int>(threadIdx.x) * V; i < run; i += kLanes) {
@@ -365,13 +342,13 @@ template <typename C, typename Rule>
 __device__ __forceinline__ void metric_group(const Rule& rule, C t, C* x, const C* most, int run,
                                              double* shared) {
   const auto weighted = [=](int i) { return rule.denominator(most[i]) * x[i]; };
-  const C sum = block_sum<C>(run, shared, [=](int i) {
+  const C sum = metric_sum<C>(run, shared, [=](int i) {
     const C y = weighted(i);
     return y * y;
   });
   double squares = static_cast<double>(sum);
   if (!square_sum_holds(sum))
-    squares = block_sum<double>(run, shared, [=](int i) {
+    squares = metric_sum<double>(run, shared, [=](int i) {
       const auto y = static_cast<double>(weighted(i));
       return y * y;
     });
@@ -395,11 +372,11 @@ __device__ __forceinline__ void metric_group(const Rule& rule, C t, C* x, const 
   const auto shift = [=](int i) { return metric_shift(t, rule.denominator(most[i])); };
   for (int step = 0; step < kMetricSteps; ++step) {
     const C at = theta;
-    const C squared = block_sum<C>(run, shared, [=](int i) {
+    const C squared = metric_sum<C>(run, shared, [=](int i) {
       const C u = metric_ratio(x[i], at, shift(i));
       return u * u;
     });
-    const C cubes = block_sum<C>(run, shared, [=](int i) {
+    const C cubes = metric_sum<C>(run, shared, [=](int i) {
       const C shifted = shift(i), u = metric_ratio(x[i], at, shifted);
       return metric_ratio(u * u, at, shifted);
     });

@@ -58,6 +58,8 @@ def following(penalty: Penalty | None) -> Following | None:
     if isinstance(penalty, GroupPenalty) and _prox_is(penalty, GroupPenalty):
         if penalty._l1 is not None or isinstance(penalty.weights, Tensor):
             return None
+        if penalty.groups.kind == "union":
+            return None  # a group is complete only when all tensors are stepped
         return Following(
             "groups",
             penalty.law,

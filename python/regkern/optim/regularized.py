@@ -62,7 +62,7 @@ def next_step(group: dict[str, Any], cumulative: bool = False) -> float | Tensor
     now = lr if schedule is None else lr * schedule(group["prox_step"])
     pending: float | Tensor = group["pending"]
     # A number that a schedule changes in place is copied by the sum.
-    total = now + pending
+    total: float | Tensor = now + pending
     if cumulative:
         group["pending"] = total
         return total

@@ -203,7 +203,7 @@ class _Analysis:
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         meta = node.meta.get("tensor_meta")
-        return tuple(meta.shape) if hasattr(meta, "shape") else None
+        return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else None
 
     def unknown(self, node: fx.Node, axis: int) -> _Channels | None:
         """New channels, of which nothing is known."""
@@ -437,7 +437,7 @@ class _Analysis:
             if layer.read is None or _is_depthwise(layer.module):
                 continue
             x = layer.read
-            weight = layer.module.weight.detach()  # type: ignore[union-attr,operator]
+            weight = layer.module.weight.detach()  # type: ignore[operator]
             used = (weight.flatten(2) if weight.dim() > 2 else weight[:, :, None]) != 0
             used = used.any(-1).any(0)
             padded = isinstance(layer.module, _CONV) and _pads_zeros(layer.module)

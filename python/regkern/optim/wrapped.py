@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class WrappedOptimizer(torch.optim.Optimizer):
@@ -34,14 +35,14 @@ class WrappedOptimizer(torch.optim.Optimizer):
         if value:
             self.optimizer.param_groups = value
 
-    @property  # type: ignore[override]
-    def state(self) -> Mapping[Any, Any]:
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
         return self.optimizer.state
 
     @state.setter
-    def state(self, value: Mapping[Any, Any]) -> None:
+    def state(self, value: defaultdict[Tensor, Any]) -> None:
         if value:
-            self.optimizer.state = value  # type: ignore[assignment]
+            self.optimizer.state = value
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ LAM, LR = 1e-2, 1e-3
 def _split(x: Tensor) -> list[Tensor]:
     """The parameters as parts of one tensor."""
     shapes = resnet50() if x.shape == SHAPE else [(x.numel() // 10, 9), (x.numel() // 10,)]
-    parts = x.split([math.prod(s) for s in shapes])
+    parts = torch.split(x, [math.prod(s) for s in shapes])
     return [p.view(s) for p, s in zip(parts, shapes, strict=True)]
 
 
