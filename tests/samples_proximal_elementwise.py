@@ -72,4 +72,3 @@ SAMPLES: list[Sample] = [
     _penalty("cel0", ((9, 6),), "cel0", lam=0.6, shape=0.8),
     _penalty("power", ((9, 5),), "power", lam=0.6, shape=1.3),
 ]
-

@@ -243,10 +243,12 @@ def test_shrink_module() -> None:
     x = torch.randn(4, 5)
     layer = Shrink("soft", 0.5)
     torch.testing.assert_close(layer(x), torch.nn.Softshrink(0.5)(x))
-    assert list(layer.parameters()) == [] and "threshold" in layer.state_dict()
+    assert list(layer.parameters()) == []
+    assert "threshold" in layer.state_dict()
     learned = Shrink("mcp", 0.3, 0.7, shape=2.0, learned=True)
     learned(x).sum().backward()
-    assert learned.threshold.grad is not None and learned.threshold.grad != 0
+    assert learned.threshold.grad is not None
+    assert learned.threshold.grad != 0
     assert "mcp" in repr(learned)
     with pytest.raises(TypeError, match="`shape` to be a number above 0 for mcp"):
         Shrink("mcp")
