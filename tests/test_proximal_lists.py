@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from regkern.proximal import complex_magnitude as C
 from regkern.proximal import elementwise as E
 from regkern.proximal import penalties as P
 from regkern.proximal import sensitivity as S
@@ -52,6 +53,13 @@ def _hard(a: Tensor, b: Tensor) -> None:
 
 def _lobster(a: Tensor, b: Tensor) -> None:
     S.sensitivity_shrink_([a, b], [0.5 * a, 0.5 * b], 0.3, lr=0.1)
+
+
+def test_compiled_complex() -> None:
+    torch._dynamo.reset()
+    z = torch.view_as_complex(pair()[0].reshape(-1, 2)).clone()
+    compiled = torch.compile(C.prox_complex, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(z, "soft", 0.3), C.prox_complex(z, "soft", 0.3))
 
 
 @pytest.mark.parametrize("change", [_prox, _hard, _lobster])
