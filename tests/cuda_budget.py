@@ -43,11 +43,15 @@ EXCEPTIONS = {
     # have enough of them in flight.
     r"\bstep_kernel<": 80,
     # Any law is a call, around which two sums of eight lanes in double stay in registers.
-    r"\b(shrink_gradient|penalty)_kernel<double>": 160,
-    r"\b(shrink_gradient|penalty)_kernel<": 112,
+    r"\b(shrink_gradient|penalty)_kernel<double>\(regkern::ListChunk<regkern::proximal": 160,
+    r"\b(shrink_gradient|penalty)_kernel<[^>]*>\(regkern::ListChunk<regkern::proximal": 112,
     # A call of any law in double, eight lanes around it.
     r"\bshrink_kernel<double>": 104,
-    r"\bsensitivity_kernel<double": 80,
+    # Eight weights, gradients and places in rows, with 64-bit indices.
+    r"\bsensitivity_kernel<double": 88,
+    # As above.
+    r"\bcomplex_kernel<double": 120,
+    r"\bcomplex_kernel<": 80,
     # Three sums of eight lanes in double.
     r"\bnetwork_sums_kernel<": 80,
 }

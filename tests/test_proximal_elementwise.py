@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from regkern.nn.proximal.elementwise import Shrink
 from regkern.proximal import elementwise as E
 from regkern.proximal import penalties_elementwise as P
 from regkern.reference.proximal import elementwise as reference
@@ -236,3 +237,18 @@ def test_penalty_objects() -> None:
 def test_power_from_moments() -> None:
     assert P.expected_power(1.0, math.sqrt(2 / math.pi)) == pytest.approx(2.0)  # Gaussian
     assert P.expected_power(2.0, 1.0) == pytest.approx(1.0)  # Laplace
+
+
+def test_shrink_module() -> None:
+    x = torch.randn(4, 5)
+    layer = Shrink("soft", 0.5)
+    torch.testing.assert_close(layer(x), torch.nn.Softshrink(0.5)(x))
+    assert list(layer.parameters()) == []
+    assert "threshold" in layer.state_dict()
+    learned = Shrink("mcp", 0.3, 0.7, shape=2.0, learned=True)
+    learned(x).sum().backward()
+    assert learned.threshold.grad is not None
+    assert learned.threshold.grad != 0
+    assert "mcp" in repr(learned)
+    with pytest.raises(TypeError, match="`shape` to be a number above 0 for mcp"):
+        Shrink("mcp")

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/op_list.h"
+#include "proximal/complex_magnitude.h"
 #include "proximal/elementwise.h"
 
 // The shrinkage laws of single elements, and their penalties.
@@ -161,6 +162,67 @@ Tensor prox_elementwise_(Tensors tensors, const Tensor& t, const Tensor& lam, Te
   return zeros;
 }
 
+// ---- prox_complex ----
+
+// Pairs of parts in the last dimension. Returns what the sums are.
+Tensor run_complex(const Checks& check, const Tensors& pairs, const Tensor* g, const Tensor* out,
+                   const Tensor& t, const Tensor& lam, const std::string& law, double shape) {
+  const Dtype dtype = check_list(check, pairs, "pairs");
+  check.that(dtype == Dtype::float32 || dtype == Dtype::float64,
+             "`pairs` of dtype float32 or float64", "another");
+  ProxComplexArgs a{};
+  a.dtype = dtype;
+  constexpr double kNone = __builtin_inf();
+  a.law = law_args(check, law, t, lam, shape, -kNone, kNone, pairs[0], dtype);
+  a.gradient = g != nullptr;
+  Written written;
+  Read read;
+  std::vector<ComplexRow> rows;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const Tensor& z = pairs[i];
+    if (z.dim() < 1 || z.size(z.dim() - 1) != 2)
+      check.that(false, item_name("pairs", i) + " of shape (..., 2)", sizes_name(z));
+    if (z.numel() == 0) continue;
+    void* to = out != nullptr ? out->mutable_data_ptr() : written.row_major(z, true);
+    rows.push_back({g != nullptr ? read.row_major(*g) : nullptr,
+                    out != nullptr ? read.row_major(z) : to, to, z.numel() / 2, a.all_spans});
+    a.all_spans += span_count(z.numel() / 2);
+  }
+  a.rows = rows.data();
+  a.count = static_cast<int64_t>(rows.size());
+  Tensor scratch = new_tensor(pairs[0], {a.all_spans, kShrinkSums}, ScalarType::Double);
+  Tensor sums = new_tensor(pairs[0], {kShrinkSums}, compute_type(dtype));
+  a.spans = mutable_data<double>(scratch);
+  a.out = sums.mutable_data_ptr();
+  backend::prox_complex(a, OnDevice(pairs[0]));
+  written.copy_back();
+  return sums;
+}
+
+Tensor prox_complex(const Tensor& pairs, const Tensor& t, const Tensor& lam, std::string law,
+                    double shape) {
+  Tensor y = new_tensor(pairs, sizes_of(pairs), pairs.scalar_type());
+  run_complex(Checks("prox_complex"), {pairs}, nullptr, &y, t, lam, law, shape);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> prox_complex_backward(const Tensor& g, const Tensor& pairs,
+                                                 const Tensor& t, const Tensor& lam,
+                                                 std::string law, double shape) {
+  const Checks check("prox_complex_backward");
+  check.same_device(g, "g", pairs);
+  check.that(g.scalar_type() == pairs.scalar_type(), "`g` of the dtype of `pairs`", "another");
+  check.that(of_same_shape(g, pairs), "`g` of shape " + sizes_name(pairs), sizes_name(g));
+  Tensor dz = new_tensor(pairs, sizes_of(pairs), pairs.scalar_type());
+  Tensor sums = run_complex(check, {pairs}, &g, &dz, t, lam, law, shape);
+  return {dz, sums};
+}
+
+Tensor prox_complex_(Tensors pairs, const Tensor& t, const Tensor& lam, std::string law,
+                     double shape) {
+  return run_complex(Checks("prox_complex_"), pairs, nullptr, nullptr, t, lam, law, shape);
+}
+
 // ---- penalty_elementwise ----
 
 // The call, with what it points to. Gradients: none, fresh ones, or those given.
@@ -294,6 +356,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "prox_elementwise_(Tensor(a!)[] tensors, Tensor t, Tensor lam, Tensor[] weights, "
       "Tensor[] shapes, str law, float shape, float low, float high) -> Tensor");
+  m.def("prox_complex(Tensor pairs, Tensor t, Tensor lam, str law, float shape) -> Tensor");
+  m.def(
+      "prox_complex_backward(Tensor g, Tensor pairs, Tensor t, Tensor lam, str law, float shape) "
+      "-> (Tensor, Tensor)");
+  m.def("prox_complex_(Tensor(a!)[] pairs, Tensor t, Tensor lam, str law, float shape) -> Tensor");
   m.def(
       "penalty_elementwise(Tensor x, Tensor lam, Tensor? weights, str law, float shape=0.0) -> "
       "Tensor");
@@ -319,6 +386,9 @@ STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("prox_elementwise", TORCH_BOX(&prox_elementwise));
   m.impl("prox_elementwise_backward", TORCH_BOX(&prox_elementwise_backward));
   m.impl("prox_elementwise_", TORCH_BOX(&prox_elementwise_));
+  m.impl("prox_complex", TORCH_BOX(&prox_complex));
+  m.impl("prox_complex_backward", TORCH_BOX(&prox_complex_backward));
+  m.impl("prox_complex_", TORCH_BOX(&prox_complex_));
   m.impl("penalty_elementwise", TORCH_BOX(&penalty_elementwise));
   m.impl("penalty_elementwise_backward", TORCH_BOX(&penalty_elementwise_backward));
   m.impl("penalty_list", TORCH_BOX(&penalty_list));

@@ -31,6 +31,11 @@ def _torch(name: str, run: Run, note: str = "") -> Rival:
     return Rival(name, "torch", lambda: run, note)
 
 
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In the compute type, for definitions that compute in what they are given."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 # ---- shrinkage ----
 
 
@@ -68,7 +73,9 @@ def _shrinkage(law: str, bar: float | None, rivals: tuple[Rival, ...] = (), **op
         bar=bar,
         rivals=rivals,
         ours=partial(_shrink_, law=law, **options),
-        reference=lambda i: reference.prox_elementwise(i["x"], law, STEP, **options),
+        reference=lambda i: reference.prox_elementwise(_wide(i["x"]), law, STEP, **options).to(
+            i["x"].dtype
+        ),
     )
 
 
@@ -164,7 +171,7 @@ CASES = (
         differentiable=True,
         rivals=(_torch("x.abs().sum()", lambda i: i["x"].abs().sum()),),
         ours=lambda i: elementwise.penalty_elementwise(i["x"], "soft"),
-        reference=lambda i: reference.penalty_elementwise(i["x"], "soft"),
+        reference=lambda i: reference.penalty_elementwise(_wide(i["x"]), "soft"),
     ),
     Case(
         op="kth_magnitude",
@@ -206,7 +213,9 @@ CASES = (
         inplace=True,
         rivals=(_torch("eager", _lobster_torch_),),
         ours=_lobster_,
-        reference=lambda i: reference_sensitivity.sensitivity_shrink(i["x"], i["g"], 1e-4, lr=0.1),
+        reference=lambda i: reference_sensitivity.sensitivity_shrink(
+            _wide(i["x"]), _wide(i["g"]), 1e-4, lr=0.1
+        ).to(i["x"].dtype),
     ),
     Case(
         op="splade_pool",

@@ -217,7 +217,7 @@ def prox_elementwise(
     return torch.where(y < low, low, torch.where(y > high, high, y))
 
 
-def prox_complex(
+def prox_pairs(
     z: Tensor,
     law: str,
     step: float | Tensor = 1.0,
@@ -225,7 +225,9 @@ def prox_complex(
     *,
     shape: float | Tensor = 0.0,
 ) -> Tensor:
-    """z r(|z|)/|z|, 0 for 0."""
-    s = z.abs()
-    r = shrunk(law, s, _number(step, s), _number(lam, s), _number(shape, s))
-    return torch.where(s == 0, 0.0, z * (r / torch.where(s == 0, 1.0, s)))
+    """z r(|z|)/|z| for pairs of real and imaginary part in the last dimension; 0 for 0."""
+    square = (z * z).sum(-1, keepdim=True)
+    zero = square == 0
+    s = torch.where(zero, 1.0, square).sqrt()
+    r = shrunk(law, s, _number(step, z), _number(lam, z), _number(shape, z))
+    return torch.where(zero, 0.0, z * (r / s))

@@ -38,6 +38,7 @@ def splade_pool(logits: Tensor, mask: Tensor | None = None, pooling: str = "max"
         return saturated.sum(1)
     if logits.shape[1] == 0:
         return logits.sum(1)
-    # Gradients go to the first of equals.
-    place = torch.where(saturated.isnan(), float("inf"), saturated).argmax(1, keepdim=True)
+    # Gradients go to the first of equals; NaN is greater than infinity.
+    most = torch.finfo(logits.dtype).max
+    place = torch.where(saturated.isnan(), float("inf"), saturated.clamp_max(most)).argmax(1, True)
     return saturated.gather(1, place)[:, 0]
