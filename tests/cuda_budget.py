@@ -37,6 +37,8 @@ EXCEPTIONS = {
     # Eight weights a thread with gradients and states, 96 bytes and more on their way: three blocks
     # have enough of them in flight.
     r"\bstep_kernel<": 80,
+    # Sums in double of the columns of a vector, and four rows of it in flight.
+    r"\bgroup_columns_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -69,4 +71,9 @@ WIDE_ACCESSES = {
     r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::AdamWRule<false>": 5,
     r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::quantize::AdamWRule<false>": 3,
     r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::SgdRule<true>": 3,
+    r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, true>": 4,
+    r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, regkern::bfloat16, true>": 2,
+    r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, false>": 4,
+    r"\bgroup_columns_kernel<\(regkern::proximal::Before\)0, float, false>": 1,
+    r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
 }
