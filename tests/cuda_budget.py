@@ -74,6 +74,5 @@ WIDE_ACCESSES = {
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, true>": 4,
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, regkern::bfloat16, true>": 2,
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, false>": 4,
-    r"\bgroup_columns_kernel<\(regkern::proximal::Before\)0, float, false>": 1,
     r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
 }
