@@ -54,6 +54,8 @@ EXCEPTIONS = {
     r"\bcomplex_kernel<": 80,
     # Three sums of eight lanes in double.
     r"\bnetwork_sums_kernel<": 80,
+    # Sums in double of the columns of a vector, and four rows of it in flight.
+    r"\bgroup_columns_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -92,4 +94,11 @@ WIDE_ACCESSES = {
     r"\bshrink_fast_kernel<regkern::bfloat16, \(regkern::proximal::Law\)5>": 1,
     r"\bapply_kernel<float, false>": 2,
     r"\bsensitivity_kernel<float, \(regkern::proximal::Sensitivity\)0>": 2,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::AdamWRule<false>": 5,
+    r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::quantize::AdamWRule<false>": 3,
+    r"\bstep_kernel<regkern::bfloat16, float, regkern::quantize::SgdRule<true>": 3,
+    r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, true>": 4,
+    r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, regkern::bfloat16, true>": 2,
+    r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, false>": 4,
+    r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
 }

@@ -23,35 +23,61 @@ inline void scale_run(Prepared<kBefore, T> x, compute_t<T> factor, int64_t n, T*
   }
 }
 
+// Groups of one element, side by side.
+template <Before kBefore, typename T>
+int64_t single_elements(const GroupLawArgs& law, const GroupRow& row, Prepared<kBefore, T> x,
+                        int64_t begin, int64_t end, T* y) {
+  using C = compute_t<T>;
+  double sums[kBatch];
+  C factors[kBatch];
+  int64_t zeros = 0;
+  for (int64_t g = begin; g < end; g += kBatch) {
+    const int m = static_cast<int>(smaller(kBatch, end - g));
+    const auto run = x.from(g);
+#pragma omp simd
+    for (int i = 0; i < m; ++i) {
+      const C value = run(i), square = value * value;
+      const double wide = static_cast<double>(value) * static_cast<double>(value);
+      sums[i] = square_sum_holds(square) ? static_cast<double>(square) : wide;
+    }
+    zeros += law_batch<C>(law, row, g, m, sums, factors);
+    T* const out = y + g;
+#pragma omp simd
+    for (int i = 0; i < m; ++i) out[i] = narrowed<T>(scaled_by(factors[i], run(i)));
+  }
+  return zeros;
+}
+
 template <Before kBefore, typename T>
 void rows_of(const GroupRowsArgs& args) {
   using C = compute_t<T>;
-  parallel_for_list(args.sums.rows, args.sums.count, kGrain,
-                    [&](const GroupRow& row, int64_t begin, int64_t end) {
-                      const auto x = prepared<kBefore, T>(row, args.sums.soft, args.sums.positive);
-                      T* const y = static_cast<T*>(row.y);
-                      const int64_t n = row.inner;
-                      // The groups that begin in the piece.
-                      const int64_t first = (begin + n - 1) / n, last = (end + n - 1) / n;
-                      const int64_t fit = kBatchElements / n;
-                      const int64_t batch = fit < 1 ? 1 : smaller(fit, kBatch);
-                      double sums[kBatch];
-                      C factors[kBatch];
-                      int64_t zeros = 0;
-                      for (int64_t g = first; g < last; g += batch) {
-                        const int m = static_cast<int>(smaller(batch, last - g));
-                        for (int i = 0; i < m; ++i) {
-                          const auto run = x.from((g + i) * n);
-                          sums[i] = run_square_sum<C>(static_cast<int>(n), row.numel - (g + i) * n,
-                                                      [=](int k) { return run(k); });
-                        }
-                        zeros += law_batch<C>(args.law, row, g, m, sums, factors);
-                        for (int i = 0; i < m; ++i)
-                          scale_run<kBefore, T>(x.from((g + i) * n), factors[i], n,
-                                                y + (g + i) * n);
-                      }
-                      add_zeros(args.law, zeros);
-                    });
+  parallel_for_list(
+      args.sums.rows, args.sums.count, kGrain,
+      [&](const GroupRow& row, int64_t begin, int64_t end) {
+        const auto x = prepared<kBefore, T>(row, args.sums.soft, args.sums.positive);
+        T* const y = static_cast<T*>(row.y);
+        const int64_t n = row.inner;
+        if (n == 1) return add_zeros(args.law, single_elements(args.law, row, x, begin, end, y));
+        // The groups that begin in the piece.
+        const int64_t first = (begin + n - 1) / n, last = (end + n - 1) / n;
+        const int64_t fit = kBatchElements / n;
+        const int64_t batch = fit < 1 ? 1 : smaller(fit, kBatch);
+        double sums[kBatch];
+        C factors[kBatch];
+        int64_t zeros = 0;
+        for (int64_t g = first; g < last; g += batch) {
+          const int m = static_cast<int>(smaller(batch, last - g));
+          for (int i = 0; i < m; ++i) {
+            const auto run = x.from((g + i) * n);
+            sums[i] = run_square_sum<C>(static_cast<int>(n), row.numel - (g + i) * n,
+                                        [=](int k) { return run(k); });
+          }
+          zeros += law_batch<C>(args.law, row, g, m, sums, factors);
+          for (int i = 0; i < m; ++i)
+            scale_run<kBefore, T>(x.from((g + i) * n), factors[i], n, y + (g + i) * n);
+        }
+        add_zeros(args.law, zeros);
+      });
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ __device__ __forceinline__ double number(const void* at) {
 
 // Group soft threshold of contiguous groups: those that a team takes, or the longer ones.
 template <Before kBefore, typename T, bool kTeams>
-__global__ void __launch_bounds__(kGroupThreads<T>)
+__global__ void __launch_bounds__(kGroupThreads<T>, 1024 / kGroupThreads<T>)
     group_rows_kernel(const __grid_constant__ ListChunk<GroupRow> chunk, GroupRowsArgs args,
                       int tiles) {
   using C = compute_t<T>;

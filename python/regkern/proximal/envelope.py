@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
+from regkern._registration import compute_dtype
 from regkern.proximal import group_prox as ops
 from regkern.proximal.groups import Groups, Layout, Weights
 from regkern.proximal.penalty import Penalty, ProxReport, threshold
@@ -179,7 +180,7 @@ class GroupEnvelope(Penalty):
 
 def _report(norms: Tensor, layout: Layout, like: Tensor) -> ProxReport:
     zeros = (norms == 0).sum()
-    return ProxReport(norms.to(ops.compute_dtype(like)).split(layout.groups), zeros)
+    return ops.report_of(norms.to(compute_dtype(like)), zeros, layout)
 
 
 class TopKGroups(Penalty):
@@ -242,7 +243,7 @@ class TopKGroups(Penalty):
         norms = ops.root(ops.group_squares([t.detach() for t in tensors], layout))
         kept = self._kept(norms, layout, tensors[0])
         outside = ((norms != 0) & (kept == 0)).any()
-        return torch.where(outside, torch.inf, 0.0).to(ops.compute_dtype(tensors[0]))
+        return torch.where(outside, torch.inf, 0.0).to(compute_dtype(tensors[0]))
 
     def prox(self, x: Tensor, step: float | Tensor = 1.0) -> Tensor:
         """The groups that stay; gradients reach those alone."""

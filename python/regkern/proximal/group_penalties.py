@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
+from regkern._registration import compute_dtype
 from regkern.proximal import group_prox as ops
 from regkern.proximal.groups import Groups, Weights
 from regkern.proximal.penalty import Penalty, ProxReport, threshold
@@ -84,7 +85,7 @@ class GroupPenalty(Penalty):
                     f"regkern.{op}: expected `l1_weights` of shape {tuple(x.shape)}, got "
                     f"{tuple(w.shape)}"
                 )
-            features.append(w.to(x.device, ops.compute_dtype(x)))
+            features.append(w.to(x.device, compute_dtype(x)))
         return features
 
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
@@ -116,7 +117,7 @@ class GroupPenalty(Penalty):
         features = self._features(tensors)
         total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
         for i, t in enumerate(tensors):
-            signs = t.detach().to(ops.compute_dtype(t)).sign()
+            signs = t.detach().to(compute_dtype(t)).sign()
             if features is not None:
                 signs = signs * features[i]
             total = total + ops.product_sum(t.to(signs.dtype), signs)

@@ -204,7 +204,8 @@ _multiply.differentiable(_multiply_setup, _multiply_gradient)
 
 def product_sum(x: Tensor, z: Tensor) -> Tensor:
     """Σ x z of two tensors of one shape, float64, 0-d, in the library's fixed order."""
-    return _sum(x, z, [1, 1, x.numel()], None, None, None).reshape(())
+    total: Tensor = _sum(x, z, [1, 1, x.numel()], None, None, None)
+    return total.reshape(())
 
 
 def weighted_sum(values: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -456,6 +457,12 @@ def penalty_value(norms: Tensor, lam: Tensor, law: str, shape: float, weights: T
     return weighted_sum(_penalty(norms, lam, law, shape, weights)[0])
 
 
+def report_of(norms: Tensor, zeros: Tensor, layout: Layout) -> ProxReport:
+    """The norms of all groups, cut into those of each tensor."""
+    each: tuple[Tensor, ...] = torch.split(norms, layout.groups)
+    return ProxReport(each, zeros)
+
+
 def prox(
     op: str,
     x: Tensor,
@@ -526,7 +533,7 @@ def prox_(
             l1,
             positive,
         )
-    return ProxReport(norms.split(layout.groups), zeros)
+    return report_of(norms, zeros, layout)
 
 
 def group_norms(tensors: Tensor | Sequence[Tensor], groups: Groups) -> Tensor:

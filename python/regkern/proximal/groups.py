@@ -359,9 +359,8 @@ class Groups:
         label, width = torch.cat(labels), torch.cat(widths)
         order = torch.sort(label, stable=True).indices
         members = order[label[order] >= 0]
-        counts = torch.bincount(label[label >= 0], minlength=groups)
         starts = torch.zeros(groups + 1, dtype=torch.int64)
-        starts[1:] = counts.cumsum(0)
+        starts[1:] = torch.bincount(label[label >= 0], minlength=groups).cumsum(0)
         sizes = torch.zeros(groups, dtype=torch.float64)
         sizes.index_add_(0, label[label >= 0], width[label >= 0])
         return Layout(
