@@ -1,5 +1,9 @@
 """Proximal operators, projections, penalties and thresholds over tensors and whole networks."""
 
+from regkern.proximal.complex_magnitude import (
+    prox_complex,
+    prox_complex_,
+)
 from regkern.proximal.elementwise import (
     penalty_add_gradients_,
     penalty_elementwise,
@@ -23,6 +27,7 @@ from regkern.proximal.group_penalties import (
 )
 from regkern.proximal.group_prox import (
     group_norms,
+    report_of,
 )
 from regkern.proximal.groups import (
     Groups,
@@ -173,6 +178,8 @@ __all__ = [
     "percentile_shrink_",
     "permutahedron_projection",
     "polarization",
+    "prox_complex",
+    "prox_complex_",
     "prox_elementwise",
     "prox_elementwise_",
     "prox_exclusive_lasso",
@@ -182,6 +189,7 @@ __all__ = [
     "prox_pair_difference",
     "prox_pair_difference_",
     "prox_total_variation",
+    "report_of",
     "sensitivity_shrink_",
     "shrink_smallest_",
     "simplex_projection",

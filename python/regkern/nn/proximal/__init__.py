@@ -1,5 +1,8 @@
 """Modules of the proximal family."""
 
+from regkern.nn.proximal.elementwise import (
+    Shrink,
+)
 from regkern.nn.proximal.simplex import (
     Entmax15,
     Entmax15Loss,
@@ -13,6 +16,7 @@ from regkern.nn.proximal.unfolded import (
 __all__ = [
     "Entmax15",
     "Entmax15Loss",
+    "Shrink",
     "Sparsemax",
     "SparsemaxLoss",
     "UnfoldedISTA",
