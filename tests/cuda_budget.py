@@ -37,6 +37,13 @@ EXCEPTIONS = {
     # Eight weights a thread with gradients and states, 96 bytes and more on their way: three blocks
     # have enough of them in flight.
     r"\bstep_kernel<": 80,
+    # A group's elements stay with its team from the step to the scaling; the norm is in double.
+    r"\bprox_groups_kernel<": 128,
+    # Eight weights a thread with gradients and states, twice as wide in double; any law follows.
+    r"\bprox_step_kernel<double": 168,
+    r"\bprox_step_kernel<float": 96,
+    # Newton's iteration in double; divisions are calls, which registers have to survive.
+    r"\badam_metric_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -69,4 +76,6 @@ WIDE_ACCESSES = {
     r"\bstep_kernel<regkern::bfloat16, float, regkern::AdamWRule<float, false>": 5,
     r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::AdamWRule<float, false>": 3,
     r"\bstep_kernel<regkern::bfloat16, float, regkern::SgdRule<float, true>": 3,
+    r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
+    r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
 }
