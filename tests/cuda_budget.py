@@ -40,10 +40,10 @@ EXCEPTIONS = {
     # A group's elements stay with its team from the step to the scaling; the norm is in double.
     r"\bprox_groups_kernel<": 128,
     # Eight weights a thread with gradients and states, twice as wide in double; any law follows.
-    r"\bprox_step_kernel<double": 168,
+    r"\bprox_step_kernel<double": 136,
     r"\bprox_step_kernel<float": 96,
     # Newton's iteration in double; divisions are calls, which registers have to survive.
-    r"\badam_metric_kernel<": 80,
+    r"\badam_metric_kernel<": 104,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
