@@ -3,9 +3,9 @@
     python bench/train_prune.py [--epochs 40] [--seed 0] [--json results.json]
 
 A convolutional network learns scikit-learn's handwritten digits, once with AdamW and once with
-`ProxAdamW` and a group lasso on the channels (filter, γ and β), whose weight ramps up. A third of the way
-through, the channels of the smallest norms of every layer go to zero, and what is zero stays so
-while the others heal. `shrink` then takes the zero filters out.
+`ProxAdamW` and a group lasso on the channels (filter, γ and β), whose weight ramps up. A third of
+the way through, the channels of the smallest norms of every layer go to zero, and what is zero
+stays so while the others heal. `shrink` then takes the zero filters out.
 
 Exits with 1 unless at least 70 % of the filters are zero, the test accuracy is within one point of
 the dense network's, and the smaller network answers the same in less time.
