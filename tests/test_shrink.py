@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from regkern.optim.shrink import ShrinkReport, shrink
+from regkern.optim.shrinking import ShrinkReport, shrink
 from torch import Tensor, nn
 
 

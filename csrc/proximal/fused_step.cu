@@ -84,7 +84,7 @@ __device__ __forceinline__ C metric_threshold(const Prox& prox, double weight) {
 }
 
 template <typename C, typename Rule, bool kSoftOnly, typename Args>
-__global__ void __launch_bounds__(kListThreads, 3)
+__global__ void __launch_bounds__(kListThreads, sizeof(C) == 8 ? 1 : 2)
     prox_step_kernel(const __grid_constant__ Args args,
                      const __grid_constant__ ListChunk<ProxRow> chunk, int64_t first_row,
                      int tiles) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kListThreads, 3)
           p[i] = shrunk_element<Law::soft>(point, p[i], point.t, point.shape);
       } else {
         dispatch_law(prox.law, [&](auto law) {
-#pragma unroll 1
+#pragma unroll
           for (int i = 0; i < kListLanes; ++i)
             p[i] = shrunk_element<decltype(law)::value>(point, p[i], point.t, point.shape);
         });
@@ -388,7 +388,7 @@ __device__ __forceinline__ void metric_group(const Rule& rule, C t, C* x, const 
 }
 
 template <typename C, typename Rule, typename Args>
-__global__ void __launch_bounds__(kLaneThreads<kLanesOf<float>>)
+__global__ void __launch_bounds__(kLaneThreads<kLanesOf<float>>, 2)
     adam_metric_kernel(const __grid_constant__ Args args,
                        const __grid_constant__ ListChunk<ProxRow> chunk, int64_t first_row,
                        int tiles) {

@@ -19,7 +19,7 @@ from regkern.optim.schedules import (
     CubicRamp,
     WarmUp,
 )
-from regkern.optim.shrink import (
+from regkern.optim.shrinking import (
     ShrinkReport,
     Shrunk,
     shrink,
