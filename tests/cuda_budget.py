@@ -42,7 +42,6 @@ EXCEPTIONS = {
     # Eight weights a thread with gradients and states, 96 bytes and more on their way: three blocks
     # have enough of them in flight.
     r"\bstep_kernel<": 80,
-<<<<<<< HEAD
     # Any law is a call, around which two sums of eight lanes in double stay in registers.
     r"\b(shrink_gradient|penalty)_kernel<double>\(regkern::ListChunk<regkern::proximal": 160,
     r"\b(shrink_gradient|penalty)_kernel<[^>]*>\(regkern::ListChunk<regkern::proximal": 112,
@@ -57,7 +56,6 @@ EXCEPTIONS = {
     r"\bnetwork_sums_kernel<": 80,
     # Sums in double of the columns of a vector, and four rows of it in flight.
     r"\bgroup_columns_kernel<": 80,
-=======
     # A group's elements stay with its team from the step to the scaling; the norm is in double.
     r"\bprox_groups_kernel<": 128,
     # Eight weights a thread with gradients and states, twice as wide in double; any law follows.
@@ -65,7 +63,6 @@ EXCEPTIONS = {
     r"\bprox_step_kernel<float": 96,
     # Newton's iteration in double; divisions are calls, which registers have to survive.
     r"\badam_metric_kernel<": 104,
->>>>>>> h4
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -100,7 +97,6 @@ WIDE_ACCESSES = {
     r"\bstep_kernel<regkern::bfloat16, float, regkern::AdamWRule<float, false>": 5,
     r"\bstep_kernel<regkern::bfloat16, regkern::bfloat16, regkern::AdamWRule<float, false>": 3,
     r"\bstep_kernel<regkern::bfloat16, float, regkern::SgdRule<float, true>": 3,
-<<<<<<< HEAD
     r"\bshrink_fast_kernel<float, \(regkern::proximal::Law\)0>": 2,
     r"\bshrink_fast_kernel<regkern::bfloat16, \(regkern::proximal::Law\)5>": 1,
     r"\bapply_kernel<float, false>": 2,
@@ -109,8 +105,6 @@ WIDE_ACCESSES = {
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, regkern::bfloat16, true>": 2,
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, false>": 4,
     r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
-=======
     r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
->>>>>>> h4
 }
