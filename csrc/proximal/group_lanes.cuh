@@ -85,6 +85,8 @@ __device__ __forceinline__ double team_square_sum(int team, const C (&x)[K][V]) 
 template <typename A, int V, typename Add>
 __device__ __forceinline__ A block_sum(int n, double* shared, const Add& add) {
   A lanes[V] = {};
+  // Unrolled, it needs more registers than there are.
+#pragma unroll 1
   for (int e = static_cast<int>(threadIdx.x) * V; e < n; e += kLanes) add(e, lanes);
   return fold_block<A, V>(lanes, reinterpret_cast<A*>(shared));
 }

@@ -21,7 +21,7 @@ __device__ __forceinline__ double number(const void* at) {
 
 // Group soft threshold of contiguous groups: those that a team takes, or the longer ones.
 template <Before kBefore, typename T, bool kTeams>
-__global__ void __launch_bounds__(kGroupThreads<T>, 1024 / kGroupThreads<T>)
+__global__ void __launch_bounds__(kGroupThreads<T>)
     group_rows_kernel(const __grid_constant__ ListChunk<GroupRow> chunk, GroupRowsArgs args,
                       int tiles) {
   using C = compute_t<T>;
@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kGroupThreads<T>, 1024 / kGroupThreads<T>)
 #pragma unroll
         for (int v = 0; v < V; ++v) lanes[v] += kept[k][v] * kept[k][v];
       }
+#pragma unroll 1
       for (int e = mine + kKept * kLanes; e < n; e += kLanes) {
         C value[V];
         load_prepared<kBefore, T, V>(x, e, n, aligned, value);
@@ -106,6 +107,7 @@ __global__ void __launch_bounds__(kGroupThreads<T>, 1024 / kGroupThreads<T>)
 #pragma unroll
       for (int k = 0; k < kKept; ++k)
         store_scaled<T, V>(kept[k], factor, mine + k * kLanes, n, aligned, y);
+#pragma unroll 1
       for (int e = mine + kKept * kLanes; e < n; e += kLanes) {
         C value[V];
         load_prepared<kBefore, T, V>(x, e, n, aligned, value);
