@@ -42,7 +42,6 @@ EXCEPTIONS = {
     # Eight weights a thread with gradients and states, 96 bytes and more on their way: three blocks
     # have enough of them in flight.
     r"\bstep_kernel<": 80,
-<<<<<<< HEAD
     # Any law is a call, around which two sums of eight lanes in double stay in registers.
     r"\b(shrink_gradient|penalty)_kernel<double>\(regkern::ListChunk<regkern::proximal": 160,
     r"\b(shrink_gradient|penalty)_kernel<[^>]*>\(regkern::ListChunk<regkern::proximal": 112,
@@ -55,10 +54,8 @@ EXCEPTIONS = {
     r"\bcomplex_kernel<": 80,
     # Three sums of eight lanes in double.
     r"\bnetwork_sums_kernel<": 80,
-=======
     # Long groups: four stripes that stay in registers, and the sums of their lanes in double.
     r"\bgroup_(rows|runs)_kernel<": 80,
->>>>>>> h1
     # Sums in double of the columns of a vector, and four rows of it in flight.
     r"\bgroup_columns_kernel<": 80,
     # A group's elements stay with its team from the step to the scaling; the norm is in double.
