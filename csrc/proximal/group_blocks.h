@@ -15,6 +15,35 @@ constexpr int kBatch = 64;                    // groups whose factors are comput
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t grain_of(int64_t elements) { return elements < kGrain ? kGrain / elements : 1; }
 
+// n elements in the compute type as `before` makes them. One loop for each thing that is done: as
+// one expression of runtime choices they would not vectorise.
+template <Before kBefore, typename T>
+inline void prepare_run(const Prepared<kBefore, T>& x, int64_t n, compute_t<T>* out) {
+  using C = compute_t<T>;
+  const T* const in = x.x;
+  const C* const l1 = x.l1;
+  const C soft = x.soft;
+  if constexpr (kBefore == Before::positive) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = positive_part(widen(in[i]));
+    return;
+  }
+  if constexpr (kBefore == Before::soft) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = soft_threshold(widen(in[i]), soft);
+  } else if constexpr (kBefore == Before::weighted) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = soft_threshold(widen(in[i]), soft * l1[i]);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = widen(in[i]);
+  }
+  if (x.positive) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = positive_part(out[i]);
+  }
+}
+
 // The sum of the squares of n ≤ kPadded elements, of which kPadded can be read.
 template <int kPadded, typename C, typename Value>
 inline C padded_square_sum(int n, Value value) {

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "core/tensor_list.h"
 #include "core/vec.h"
 #include "proximal/group_blocks.h"
@@ -10,17 +12,21 @@ using namespace proximal;
 constexpr int64_t kBatchElements = 4096;  // of the groups of a batch, which stay in the cache
 
 // y ← factor · x over a group.
-template <Before kBefore, typename T>
-inline void scale_run(Prepared<kBefore, T> x, compute_t<T> factor, int64_t n, T* y) {
+template <typename S, typename T>
+inline void scale_run(const S* x, compute_t<T> factor, int64_t n, T* y) {
   using C = compute_t<T>;
-  if (kBefore == Before::nothing && factor == C(1)) {
-    if (x.x != y) memcpy(y, x.x, static_cast<size_t>(n) * sizeof(T));
-  } else if (factor == C(0)) {
+  if (factor == C(0)) {
     memset(y, 0, static_cast<size_t>(n) * sizeof(T));
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = narrowed<T>(factor * x(i));
+    return;
   }
+  if constexpr (std::is_same_v<S, T>) {
+    if (factor == C(1)) {
+      if (x != y) memcpy(y, x, static_cast<size_t>(n) * sizeof(T));
+      return;
+    }
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = narrowed<T>(factor * widen(x[i]));
 }
 
 // Groups of one element, side by side.
@@ -51,33 +57,46 @@ int64_t single_elements(const GroupLawArgs& law, const GroupRow& row, Prepared<k
 template <Before kBefore, typename T>
 void rows_of(const GroupRowsArgs& args) {
   using C = compute_t<T>;
-  parallel_for_list(
-      args.sums.rows, args.sums.count, kGrain,
-      [&](const GroupRow& row, int64_t begin, int64_t end) {
-        const auto x = prepared<kBefore, T>(row, args.sums.soft, args.sums.positive);
-        T* const y = static_cast<T*>(row.y);
-        const int64_t n = row.inner;
-        if (n == 1) return add_zeros(args.law, single_elements(args.law, row, x, begin, end, y));
-        // The groups that begin in the piece.
-        const int64_t first = (begin + n - 1) / n, last = (end + n - 1) / n;
-        const int64_t fit = kBatchElements / n;
-        const int64_t batch = fit < 1 ? 1 : smaller(fit, kBatch);
-        double sums[kBatch];
-        C factors[kBatch];
-        int64_t zeros = 0;
-        for (int64_t g = first; g < last; g += batch) {
-          const int m = static_cast<int>(smaller(batch, last - g));
-          for (int i = 0; i < m; ++i) {
-            const auto run = x.from((g + i) * n);
-            sums[i] = run_square_sum<C>(static_cast<int>(n), row.numel - (g + i) * n,
-                                        [=](int k) { return run(k); });
-          }
-          zeros += law_batch<C>(args.law, row, g, m, sums, factors);
-          for (int i = 0; i < m; ++i)
-            scale_run<kBefore, T>(x.from((g + i) * n), factors[i], n, y + (g + i) * n);
-        }
-        add_zeros(args.law, zeros);
-      });
+  parallel_for_list(args.sums.rows, args.sums.count, kGrain,
+                    [&](const GroupRow& row, int64_t begin, int64_t end) {
+                      const auto x = prepared<kBefore, T>(row, args.sums.soft, args.sums.positive);
+                      T* const y = static_cast<T*>(row.y);
+                      const int64_t n = row.inner;
+                      if (n == 1)
+                        return add_zeros(args.law,
+                                         single_elements(args.law, row, x, begin, end, y));
+                      // The groups that begin in the piece.
+                      const int64_t first = (begin + n - 1) / n, last = (end + n - 1) / n;
+                      const int64_t fit = kBatchElements / n;
+                      const int64_t batch = fit < 1 ? 1 : smaller(fit, kBatch);
+                      double sums[kBatch];
+                      C factors[kBatch];
+                      int64_t zeros = 0;
+                      using S = std::conditional_t<kBefore == Before::nothing, T, C>;
+                      const Scratch<C> scratch(kBefore == Before::nothing ? 0 : batch * n);
+                      for (int64_t g = first; g < last; g += batch) {
+                        const int m = static_cast<int>(smaller(batch, last - g));
+                        const S* from;
+                        int64_t readable;
+                        if constexpr (kBefore == Before::nothing) {
+                          from = x.x + g * n;
+                          readable = row.numel - g * n;
+                        } else {
+                          prepare_run(x.from(g * n), m * n, scratch.data());
+                          from = scratch.data();
+                          readable = batch * n;
+                        }
+                        for (int i = 0; i < m; ++i) {
+                          const S* const run = from + i * n;
+                          sums[i] = run_square_sum<C>(static_cast<int>(n), readable - i * n,
+                                                      [=](int k) { return widen(run[k]); });
+                        }
+                        zeros += law_batch<C>(args.law, row, g, m, sums, factors);
+                        for (int i = 0; i < m; ++i)
+                          scale_run(from + i * n, factors[i], n, y + (g + i) * n);
+                      }
+                      add_zeros(args.law, zeros);
+                    });
 }
 
 }  // namespace
