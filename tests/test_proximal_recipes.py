@@ -265,7 +265,7 @@ def test_ash_lets_the_share_through() -> None:
 
 def test_ash_corners() -> None:
     x = torch.full((2, 3), 2.0, requires_grad=True)
-    y = A.ash(x, 0.5)
+    y = A.ash(x, 0.1)
     assert y.tolist() == [[1.0] * 3] * 2
     assert gradient(y, x).tolist() == [[0.5] * 3] * 2
     assert A.ash(torch.tensor([1.0, NAN]), 0.5).isnan().all()
@@ -288,14 +288,20 @@ def test_prox_matching_near_and_far() -> None:
     x = torch.zeros(4, 1)
     near = torch.tensor([[1e-6], [1e30], [0.0], [NAN]], requires_grad=True)
     loss = R.prox_matching_loss(near, x, 1.0, "none")
-    assert loss[0].item() == pytest.approx(1e-12, rel=1e-5)  # 1 - exp is 0 in float32
+    assert loss[0].item() == pytest.approx(1e-12, rel=1e-5, abs=0)  # 1 - exp is 0 in float32
     assert loss[1:3].tolist() == [1.0, 0.0]
     assert loss[3].isnan()
     slope = gradient(loss[:3], near)
     assert slope[0].item() == pytest.approx(2e-6, rel=1e-5)
     assert slope[1:3].tolist() == [[0.0], [0.0]]
-    tiny = R.prox_matching_loss(torch.full((1, 1), 1e-18), torch.zeros(1, 1), 1e-18)
-    assert tiny.item() == pytest.approx(1 - math.exp(-1), rel=1e-5)
+    # γ² is 0 in float32.
+    apart = torch.tensor([[1e-30], [0.0]], requires_grad=True)
+    width = torch.tensor(1e-30, requires_grad=True)
+    tiny = R.prox_matching_loss(apart, torch.zeros(2, 1), width, "none")
+    assert tiny.tolist() == pytest.approx([1 - math.exp(-1), 0.0], rel=1e-5)
+    dx, dwidth = torch.autograd.grad(tiny.sum(), [apart, width])
+    assert dx[:, 0].tolist() == pytest.approx([2e30 / math.e, 0.0], rel=1e-5)
+    assert dwidth.item() == pytest.approx(-2e30 / math.e, rel=1e-5)
     assert R.prox_matching_loss(x[:0], x[:0], 1.0).isnan()
     assert R.prox_matching_loss(x[:, 0], x[:, 0], 1.0, "none").shape == (4,)
 

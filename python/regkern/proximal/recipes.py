@@ -50,7 +50,7 @@ def prox_matching_loss(
     Notes
     -----
     Near x the loss is exact (expm1), where 1 − exp rounds to 0. Plain torch: both read, their
-    difference and its square written.
+    difference, its quotient and its square written.
 
     References
     ----------
@@ -66,8 +66,9 @@ def prox_matching_loss(
     width = positive(op, "gamma", gamma, f_y)
     dtype = compute_dtype(f_y)
     away = (f_y.to(dtype) - x.to(dtype)).unsqueeze(-1).flatten(1)
-    # Divided twice: γ² may underflow.
-    loss = -(-((away * away).sum(1) / width / width)).expm1()
+    # Divided before it is squared: γ² may underflow.
+    away = away / width
+    loss = -(-(away * away).sum(1)).expm1()
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()
