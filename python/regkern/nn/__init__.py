@@ -11,11 +11,16 @@ from regkern.nn.masks import (
     linear_schedule,
 )
 from regkern.nn.proximal import (
+    ASH,
     Entmax15,
     Entmax15Loss,
+    Shrink,
     Sparsemax,
     SparsemaxLoss,
+    Stablemax,
+    StablemaxCrossEntropyLoss,
     UnfoldedISTA,
+    WeightCompander,
 )
 from regkern.nn.quantize import (
     AnalogWeights,
@@ -30,6 +35,7 @@ from regkern.nn.quantize import (
 )
 
 __all__ = [
+    "ASH",
     "AnalogWeights",
     "CutMix",
     "DropBlock1d",
@@ -47,9 +53,13 @@ __all__ = [
     "PercentileObserver",
     "QuantNoise",
     "RandomErasing",
+    "Shrink",
     "Sparsemax",
     "SparsemaxLoss",
+    "Stablemax",
+    "StablemaxCrossEntropyLoss",
     "StochasticRound",
     "UnfoldedISTA",
+    "WeightCompander",
     "linear_schedule",
 ]

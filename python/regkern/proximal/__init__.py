@@ -1,5 +1,12 @@
 """Proximal operators, projections, penalties and thresholds over tensors and whole networks."""
 
+from regkern.proximal.activations import (
+    ash,
+    compand,
+    compand_inverse,
+    stablemax,
+    stablemax_cross_entropy,
+)
 from regkern.proximal.complex_magnitude import (
     prox_complex,
     prox_complex_,
@@ -14,6 +21,12 @@ from regkern.proximal.elementwise import (
 from regkern.proximal.envelope import (
     GroupEnvelope,
     TopKGroups,
+)
+from regkern.proximal.gates import (
+    gate,
+    gate_penalty,
+    rationale_continuity,
+    rationale_sparsity,
 )
 from regkern.proximal.group_penalties import (
     GroupL0,
@@ -97,6 +110,12 @@ from regkern.proximal.projections import (
     prox_linf_,
     simplex_projection,
 )
+from regkern.proximal.recipes import (
+    feature_flow,
+    l2_path_norm,
+    mask_sparsity,
+    prox_matching_loss,
+)
 from regkern.proximal.sensitivity import (
     sensitivity_shrink_,
 )
@@ -150,14 +169,20 @@ __all__ = [
     "SquaredL2",
     "TopKGroups",
     "TreeGroups",
+    "ash",
     "capped_simplex_projection",
+    "compand",
+    "compand_inverse",
     "cvar_spectrum",
     "entmax15",
     "entmax15_loss",
     "expected_power",
     "exponential_spectrum",
     "extremile_spectrum",
+    "feature_flow",
     "flops_penalty",
+    "gate",
+    "gate_penalty",
     "group_norms",
     "hypersparse",
     "isotonic_regression",
@@ -165,8 +190,10 @@ __all__ = [
     "kth_magnitude",
     "l1_ball_projection",
     "l2_ball_projection",
+    "l2_path_norm",
     "linf_ball_projection",
     "magnitude_threshold_",
+    "mask_sparsity",
     "n_m_mask",
     "n_m_projection",
     "n_m_projection_",
@@ -186,9 +213,12 @@ __all__ = [
     "prox_fused_lasso",
     "prox_linf",
     "prox_linf_",
+    "prox_matching_loss",
     "prox_pair_difference",
     "prox_pair_difference_",
     "prox_total_variation",
+    "rationale_continuity",
+    "rationale_sparsity",
     "report_of",
     "sensitivity_shrink_",
     "shrink_smallest_",
@@ -201,5 +231,7 @@ __all__ = [
     "spectral_risk",
     "spectral_risk_weights",
     "splade_pool",
+    "stablemax",
+    "stablemax_cross_entropy",
     "top_k_mask",
 ]

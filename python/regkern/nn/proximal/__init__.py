@@ -3,6 +3,12 @@
 from regkern.nn.proximal.elementwise import (
     Shrink,
 )
+from regkern.nn.proximal.recipes import (
+    ASH,
+    Stablemax,
+    StablemaxCrossEntropyLoss,
+    WeightCompander,
+)
 from regkern.nn.proximal.simplex import (
     Entmax15,
     Entmax15Loss,
@@ -14,10 +20,14 @@ from regkern.nn.proximal.unfolded import (
 )
 
 __all__ = [
+    "ASH",
     "Entmax15",
     "Entmax15Loss",
     "Shrink",
     "Sparsemax",
     "SparsemaxLoss",
+    "Stablemax",
+    "StablemaxCrossEntropyLoss",
     "UnfoldedISTA",
+    "WeightCompander",
 ]
