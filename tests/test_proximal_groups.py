@@ -353,10 +353,10 @@ def test_concave_laws_refuse_a_second_derivative() -> None:
     x = normal((4, 5), torch.float64, 1).requires_grad_()
     y = GroupMCP(0.3, Groups.kept(0)).prox(x)
     (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         (g + x).sum().backward()
     (g,) = torch.autograd.grad(GroupMCP(0.3, Groups.kept(0)).value(x), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         (g + x).sum().backward()
 
 

@@ -152,6 +152,16 @@ class _Refusal(torch.autograd.Function):
         raise RuntimeError(f"regkern.{ctx.op}: expected no second derivative, which it has not")
 
 
+def refuse_second(op: str, gradient: Any, sources: Iterable[Any]) -> Any:
+    """The gradient, whose derivative by any of the sources is refused."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return gradient
+    wanted = [t for t in sources if isinstance(t, Tensor) and t.requires_grad]
+    if not wanted or not isinstance(gradient, Tensor):
+        return gradient
+    return function_apply(_Refusal, op, gradient, *wanted)
+
+
 def once_only(op: str) -> Callable[[Backward], Backward]:
     """Decorates the backward of an op that has no second derivative.
 
@@ -165,18 +175,9 @@ def once_only(op: str) -> Callable[[Backward], Backward]:
         def once(ctx: Any, *grads: Any) -> Any:
             with torch.no_grad():
                 results = backward(ctx, *grads)
-            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-                return results
-            sources = [
-                t for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad
-            ]
-            if not sources:
-                return results
             one = not isinstance(results, tuple)
-            refused = tuple(
-                function_apply(_Refusal, op, r, *sources) if isinstance(r, Tensor) else r
-                for r in ((results,) if one else results)
-            )
+            sources = (*grads, *ctx.saved_tensors)
+            refused = tuple(refuse_second(op, r, sources) for r in ((results,) if one else results))
             return refused[0] if one else refused
 
         return once

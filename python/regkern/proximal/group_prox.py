@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype, dense_like, function_apply, register
+from regkern._registration import compute_dtype, dense_like, refuse_second, register
 from regkern.proximal.groups import Groups, Layout, Weights
 from regkern.proximal.penalty import ProxReport, threshold
 
@@ -93,31 +93,6 @@ _penalty = register(
     "group_penalty",
     lambda norms, *_, **__: norms.new_empty((3, norms.shape[0]), dtype=torch.float64),
 )
-
-
-class _Once(torch.autograd.Function):
-    """A derivative whose own derivative would be wrong: it is refused.
-
-    `once_differentiable` would not do: it looks at the incoming gradient alone, and the derivative
-    of a law depends on the saved input as well.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *_: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "regkern: the group laws other than the group soft threshold are differentiable once"
-        )
-
-
-def _once(value: Tensor | None, inputs: Sequence[Tensor | None]) -> Tensor | None:
-    if value is None or not torch.is_grad_enabled():
-        return value
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    return function_apply(_Once, value, *wanted) if wanted else value
 
 
 # ---- derivatives: sums and scales are closed under differentiation ----
@@ -224,7 +199,13 @@ def _penalty_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         by_lam = weighted_sum(g[0], out[2]).to(lam.dtype).reshape(lam.shape)
         by_norms = g[0] * out[1] * norms
     inputs = (norms, lam, g)
-    return _once(by_norms, inputs), _once(by_lam, inputs), None, None, None
+    return (
+        refuse_second("group_prox", by_norms, inputs),
+        refuse_second("group_prox", by_lam, inputs),
+        None,
+        None,
+        None,
+    )
 
 
 _penalty.differentiable(_penalty_setup, _penalty_gradient)
@@ -312,7 +293,7 @@ def _prox_once(ctx: Any, g: Tensor) -> Any:
 
     with torch.no_grad():
         grads = _prox_derivatives(ctx, g, slopes)
-    return tuple(_once(d, (x, step, lam, soft, l1, g)) for d in grads)
+    return tuple(refuse_second("group_prox", d, (x, step, lam, soft, l1, g)) for d in grads)
 
 
 def _prox_gradient(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
