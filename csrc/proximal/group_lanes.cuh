@@ -17,6 +17,15 @@ constexpr int kNeighbours = kLanesOf<T>;
 template <typename T>
 constexpr int kGroupThreads = kLaneThreads<kNeighbours<T>>;
 
+// Blocks of a multiprocessor that the kernels of long groups are compiled for, so that a thread has
+// 96 registers with halves, 80 with floats, 128 with doubles. Left to itself, the compiler aims at
+// more blocks and spills. 0 is its choice.
+template <typename T, bool kTeams>
+constexpr int kGroupBlocks = kTeams           ? 0
+                             : sizeof(T) == 8 ? 1
+                             : sizeof(T) == 4 ? 3
+                                              : 5;
+
 // Stripes that a team keeps: 16 elements a thread, 8 of doubles.
 template <typename T>
 constexpr int kTeamStripes = sizeof(T) == 8 ? 4 : 16 / kNeighbours<T>;

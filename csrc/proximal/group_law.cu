@@ -5,9 +5,11 @@ namespace regkern::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+// Left to itself, the compiler aims at five blocks a multiprocessor and spills.
+constexpr int kBlocks = 4;
 
 template <Law kLaw, typename C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     group_law_kernel(const __grid_constant__ ListChunk<GroupRow> chunk, GroupLawArgs args,
                      int tiles) {
   const double step = static_cast<double>(*static_cast<const C*>(args.step));

@@ -7,28 +7,30 @@ namespace {
 template <typename T>
 constexpr int kKeptStripes = sizeof(T) == 2 ? 2 : 4;
 
-__device__ __forceinline__ double step_of(const GroupLawArgs& args, const GroupRow& row,
-                                          int64_t group, double step) {
-  const double weight =
-      args.weights != nullptr ? row.weight * args.weights[row.slice + group] : row.weight;
-  return step * weight;
-}
-
 template <typename C>
 __device__ __forceinline__ double number(const void* at) {
   return static_cast<double>(*static_cast<const C*>(at));
 }
 
+// Step and λ are read where they are needed: from group to group they would cost registers.
+template <typename C>
+__device__ __forceinline__ GroupShrunk shrink_row(const GroupLawArgs& args, const GroupRow& row,
+                                                  int64_t group, bool mine, double norm) {
+  const double weight =
+      mine && args.weights != nullptr ? row.weight * args.weights[row.slice + group] : row.weight;
+  return shrink_group<Law::soft>(norm, mine ? number<C>(args.step) * weight : 0.0,
+                                 number<C>(args.lam), 0.0);
+}
+
 // Group soft threshold of contiguous groups: those that a team takes, or the longer ones.
 template <Before kBefore, typename T, bool kTeams>
-__global__ void __launch_bounds__(kGroupThreads<T>)
+__global__ void __launch_bounds__(kGroupThreads<T>, kGroupBlocks<T, kTeams>)
     group_rows_kernel(const __grid_constant__ ListChunk<GroupRow> chunk, GroupRowsArgs args,
                       int tiles) {
   using C = compute_t<T>;
   constexpr int V = kNeighbours<T>, K = kTeamStripes<T>, kThreads = kGroupThreads<T>;
   constexpr int kKept = kKeptStripes<T>;
   RK_SHARED(double, shared, (kTeams ? 1 : kLanes));
-  const double step = number<C>(args.law.step), lam = number<C>(args.law.lam);
   C* const norms = static_cast<C*>(args.law.norms);
   for (int t = static_cast<int>(blockIdx.x); t < tiles; t += static_cast<int>(gridDim.x)) {
     const ListPlace place = place_of(chunk, t);
@@ -50,8 +52,7 @@ __global__ void __launch_bounds__(kGroupThreads<T>)
         load_prepared<kBefore, T, V>(x, e, mine ? n : 0, aligned, kept[k]);
       }
       const double sum = team_square_sum<C, K, V>(team, kept);
-      const GroupShrunk out = shrink_group<Law::soft>(
-          sqrt(sum), mine ? step_of(args.law, row, group, step) : 0.0, lam, 0.0);
+      const GroupShrunk out = shrink_row<C>(args.law, row, group, mine, sqrt(sum));
       const bool first = mine && thread == 0;
       count_zeros(first && out.norm == 0.0, args.law.zeros);
       if (first) {
@@ -94,8 +95,7 @@ __global__ void __launch_bounds__(kGroupThreads<T>)
           for (int v = 0; v < V; ++v)
             wide[v] += static_cast<double>(value[v]) * static_cast<double>(value[v]);
         });
-      const GroupShrunk out =
-          shrink_group<Law::soft>(sqrt(sum), step_of(args.law, row, group, step), lam, 0.0);
+      const GroupShrunk out = shrink_row<C>(args.law, row, group, true, sqrt(sum));
       count_zeros(threadIdx.x == 0 && out.norm == 0.0, args.law.zeros);
       if (threadIdx.x == 0) {
         norms[row.slice + group] = static_cast<C>(out.norm);

@@ -22,7 +22,7 @@ struct Product {
 
 // A run of a segment or less for each team, or for each block where they are long.
 template <Before kBefore, typename T, bool kProducts, bool kTeams>
-__global__ void __launch_bounds__(kGroupThreads<T>)
+__global__ void __launch_bounds__(kGroupThreads<T>, kGroupBlocks<T, kTeams>)
     group_runs_kernel(const __grid_constant__ ListChunk<GroupRow> chunk, GroupSumsArgs args,
                       int tiles) {
   using C = compute_t<T>;
