@@ -28,6 +28,11 @@ from regkern.proximal.gates import (
     rationale_continuity,
     rationale_sparsity,
 )
+from regkern.proximal.group_norm_penalties import (
+    ExclusiveLasso,
+    GroupLinf,
+    OverlappingGroupL2,
+)
 from regkern.proximal.group_penalties import (
     GroupL0,
     GroupL2,
@@ -147,10 +152,12 @@ __all__ = [
     "Box",
     "CappedL1",
     "ElasticNet",
+    "ExclusiveLasso",
     "GroupEnvelope",
     "GroupL0",
     "GroupL2",
     "GroupLHalf",
+    "GroupLinf",
     "GroupLogSum",
     "GroupMCP",
     "GroupSCAD",
@@ -161,6 +168,7 @@ __all__ = [
     "LogSum",
     "NonNegative",
     "NuclearNorm",
+    "OverlappingGroupL2",
     "PairRounds",
     "Penalty",
     "Power",
