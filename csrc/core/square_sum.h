@@ -36,6 +36,13 @@ namespace {
 // The sum of `count` lanes, a power of two; it overwrites them.
 template <typename A>
 inline A fold_lanes(A* lanes, int count) {
+  // Two halvings at a time, in registers.
+  for (; count >= 64; count /= 4) {
+    const int q = count / 4;
+#pragma omp simd
+    for (int i = 0; i < q; ++i)
+      lanes[i] = (lanes[i] + lanes[i + 2 * q]) + (lanes[i + q] + lanes[i + 3 * q]);
+  }
   int half = count / 2;
   for (; half >= 16; half /= 2) {
 #pragma omp simd
@@ -64,11 +71,24 @@ inline A segment_sum(int n, Term term) {
   if (n <= kLanes) {
     if (n == 1) return term(0);
     const int half = power_of_two_from(n) / 2, both = n - half;
+    if (half < 16) {
+      A few[16] = {};
 #pragma omp simd
-    for (int i = 0; i < both; ++i) lanes[i] = term(i) + term(i + half);
+      for (int i = 0; i < both; ++i) few[i] = term(i) + term(i + half);
 #pragma omp simd
-    for (int i = both; i < half; ++i) lanes[i] = term(i);
-    return fold_lanes(lanes, half);
+      for (int i = both; i < half; ++i) few[i] = term(i);
+      return fold_lanes(few, half);
+    }
+    // The first two halvings, where three or four lanes, or two, have elements.
+    const int q = half / 2, four = both > q ? both - q : 0, three = both > q ? q : both;
+#pragma omp simd
+    for (int i = 0; i < four; ++i)
+      lanes[i] = (term(i) + term(i + half)) + (term(i + q) + term(i + half + q));
+#pragma omp simd
+    for (int i = four; i < three; ++i) lanes[i] = (term(i) + term(i + half)) + term(i + q);
+#pragma omp simd
+    for (int i = three; i < q; ++i) lanes[i] = term(i) + term(i + q);
+    return fold_lanes(lanes, q);
   }
   constexpr int k1 = kLanes, k2 = 2 * kLanes, k3 = 3 * kLanes;
   const int stripes = n / kLanes;

@@ -11,22 +11,39 @@ using namespace proximal;
 
 constexpr int64_t kBatchElements = 4096;  // of the groups of a batch, which stay in the cache
 
-// y ← factor · x over a group.
+constexpr int64_t kLine = 64;         // bytes
+constexpr int64_t kAtOnce = 256;      // elements between two looks ahead
+constexpr int64_t kNear = 256 << 10;  // bytes that the second-level cache holds
+
+// Asks for the memory of n elements, of which `left` are there.
+template <typename T>
+inline void fetch(const T* data, int64_t n, int64_t left) {
+  n = smaller(n, left) * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < n; i += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(data) + i, 1, 3);
+}
+
+// y ← factor · x over a group. Meanwhile memory brings what is read next, from `ahead` on: else it
+// would rest while the group, which is in the cache, is scaled.
 template <typename S, typename T>
-inline void scale_run(const S* x, compute_t<T> factor, int64_t n, T* y) {
+inline void scale_run(const S* x, compute_t<T> factor, int64_t n, T* y, const T* ahead,
+                      int64_t left) {
   using C = compute_t<T>;
-  if (factor == C(0)) {
-    memset(y, 0, static_cast<size_t>(n) * sizeof(T));
+  if (factor == C(0) || (std::is_same_v<S, T> && factor == C(1))) {
+    fetch(ahead, n, left);
+    if (factor == C(0)) {
+      memset(y, 0, static_cast<size_t>(n) * sizeof(T));
+    } else if constexpr (std::is_same_v<S, T>) {
+      if (x != y) memcpy(y, x, static_cast<size_t>(n) * sizeof(T));
+    }
     return;
   }
-  if constexpr (std::is_same_v<S, T>) {
-    if (factor == C(1)) {
-      if (x != y) memcpy(y, x, static_cast<size_t>(n) * sizeof(T));
-      return;
-    }
-  }
+  for (int64_t begin = 0; begin < n; begin += kAtOnce) {
+    const int64_t end = smaller(begin + kAtOnce, n);
+    fetch(ahead + begin, end - begin, left - begin);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = narrowed<T>(factor * widen(x[i]));
+    for (int64_t i = begin; i < end; ++i) y[i] = narrowed<T>(factor * widen(x[i]));
+  }
 }
 
 // Groups of one element, side by side.
@@ -92,8 +109,13 @@ void rows_of(const GroupRowsArgs& args) {
                                                       [=](int k) { return widen(run[k]); });
                         }
                         zeros += law_batch<C>(args.law, row, g, m, sums, factors);
-                        for (int i = 0; i < m; ++i)
-                          scale_run(from + i * n, factors[i], n, y + (g + i) * n);
+                        const int64_t all = batch * n;
+                        const bool near = all * static_cast<int64_t>(sizeof(T)) <= kNear;
+                        for (int i = 0; i < m; ++i) {
+                          const int64_t at = (g + i) * n;
+                          scale_run(from + i * n, factors[i], n, y + at, x.x + at + all,
+                                    near ? row.numel - at - all : 0);
+                        }
                       }
                       add_zeros(args.law, zeros);
                     });
