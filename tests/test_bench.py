@@ -16,7 +16,7 @@ import torch
 from regkern.bench import cases, cli, compare, report, rivals, saved, timing
 from regkern.bench.case import Case, Rival, Task
 from regkern.bench.check import difference
-from regkern.bench.measure import Options, measure
+from regkern.bench.measure import Options, _estimate, measure
 from regkern.bench.progress import Progress
 from regkern.bench.results import join
 from regkern.bench.worker import Worker, environment
@@ -217,6 +217,17 @@ def test_wrong_op_is_not_timed(only: Any) -> None:
     result = measured(case, Options(check=True, seconds=0.0))
     assert result["runs"] == []
     assert "differs from the reference: AssertionError" in report.block(result, patience=2.0)
+
+
+def test_no_estimate_from_two_elements_of_a_network() -> None:
+    """A tensor of one dimension holds many tensors; its time does not grow from its first two."""
+    case = cases.all_cases()["kth_magnitude"]
+    task = Task(case.name, (100_000,), "float32")
+
+    def call(inputs: Any) -> None:
+        raise AssertionError("was timed")
+
+    assert _estimate(case, call, task, 0.0) is None
 
 
 def test_impatience_gives_an_estimate(only: Any) -> None:

@@ -164,7 +164,12 @@ def _estimate(case: Case, call: Run, task: Task, patience: float) -> float | Non
     """Milliseconds that a call would take, where that is more than ``patience`` seconds.
 
     Taken from the first two of the batch, so that one slow rival does not hold up the run.
+
+    None for a tensor of one dimension: that is a whole network, and two of its elements tell
+    nothing.
     """
+    if len(task.shape) == 1:
+        return None
     if task.shape[0] <= 2:
         return None
     device = torch.device(task.device)

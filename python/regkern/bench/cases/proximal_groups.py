@@ -44,8 +44,6 @@ def _matrix(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 
 def _network(x: Tensor) -> list[Tensor]:
     """Views of x: the weights of a network that fill it."""
-    if x.numel() < NETWORK_SMALL:
-        return [x]  # the part of it by which a slow rival's time is guessed
     weights, first = [], 0
     for shape in _resnet50() if x.numel() >= NETWORK else FEW:
         n = math.prod(shape)

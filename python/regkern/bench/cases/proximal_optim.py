@@ -43,8 +43,6 @@ LAM, LR = 1e-2, 1e-3
 
 def _split(x: Tensor) -> list[Tensor]:
     """The parameters as parts of one tensor."""
-    if x.numel() % 10 != 0 and x.shape != SHAPE:
-        return [x]  # the part of it by which a slow rival's time is guessed
     shapes = resnet50() if x.shape == SHAPE else [(x.numel() // 10, 9), (x.numel() // 10,)]
     parts = torch.split(x, [math.prod(s) for s in shapes])
     return [p.view(s) for p, s in zip(parts, shapes, strict=True)]
