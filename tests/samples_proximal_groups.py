@@ -43,6 +43,7 @@ def _in_place(
 
 SAMPLES: list[Sample] = [
     _prox("rows", (6, 20), GroupL2(0.5, Groups.kept(0)), 1.5, lam=0.5),
+    _prox("long", (2, 1503), GroupL2(0.5, Groups.kept(0)), 0.5, lam=0.5),
     _prox("channels", (3, 4, 5, 6), GroupL2(0.5, Groups.kept(1)), 0.5, lam=0.5),
     _prox(
         "sparse",
