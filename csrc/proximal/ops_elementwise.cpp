@@ -6,22 +6,12 @@
 #include "core/op_list.h"
 #include "proximal/complex_magnitude.h"
 #include "proximal/elementwise.h"
+#include "proximal/op.h"
 
 // The shrinkage laws of single elements, and their penalties.
 
 namespace regkern::proximal {
 namespace {
-
-Law law_of(const Checks& check, const std::string& name, bool proximal) {
-  const int count = proximal ? kLaws - 1 : kLaws;
-  std::string all;
-  for (int i = 0; i < count; ++i) {
-    if (name == kLawNames[i]) return static_cast<Law>(i);
-    all += (i > 0 ? ", " : "") + std::string(kLawNames[i]);
-  }
-  check.that(false, "`law` to be one of " + all, name);
-  return Law::soft;
-}
 
 // One number of the compute type.
 const void* number(const Checks& check, const Tensor& t, const char* name, const Tensor& like,

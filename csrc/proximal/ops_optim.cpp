@@ -6,6 +6,7 @@
 #include "core/optimizer_op.h"
 #include "proximal/fused_step.h"
 #include "proximal/half_space.h"
+#include "proximal/op.h"
 #include "proximal/zero_counts.h"
 
 // Optimizers with a proximal operator, and what is zero after them: over lists of tensors, the
@@ -13,16 +14,6 @@
 
 namespace regkern::proximal {
 namespace {
-
-Law law_of(const Checks& check, const std::string& name) {
-  std::string all;
-  for (int i = 0; i < kLaws - 1; ++i) {  // a power has no operator
-    if (name == kLawNames[i]) return static_cast<Law>(i);
-    all += (i > 0 ? ", " : "") + std::string(kLawNames[i]);
-  }
-  check.that(false, "`law` to be one of " + all, name);
-  return Law::soft;
-}
 
 const void* check_number(const Checks& check, const MaybeTensor& t, const char* name,
                          const Tensor& like, Dtype dtype) {
