@@ -13,15 +13,6 @@
 namespace regkern::proximal {
 namespace {
 
-// One number of the compute type.
-const void* number(const Checks& check, const Tensor& t, const char* name, const Tensor& like,
-                   Dtype dtype) {
-  check.same_device(t, name, like);
-  check.dtype(t, name, compute_type(dtype), dtype == Dtype::float64 ? "float64" : "float32");
-  check.that(t.numel() == 1, std::string("`") + name + "` of one element", sizes_name(t));
-  return t.const_data_ptr();
-}
-
 void check_extra(const Checks& check, const Tensor& t, const std::string& name, const Tensor& like,
                  Dtype dtype) {
   check.same_device(t, name.c_str(), like);
@@ -36,8 +27,8 @@ LawArgs law_args(const Checks& check, const std::string& law, const Tensor& t, c
   check.that(low <= 0.0 && high >= 0.0, "`low` and `high` on either side of 0",
              std::to_string(low) + " and " + std::to_string(high));
   return {law_of(check, law, true),
-          number(check, t, "t", like, dtype),
-          number(check, lam, "lam", like, dtype),
+          check_number(check, t, "t", like, dtype),
+          check_number(check, lam, "lam", like, dtype),
           shape,
           low,
           high};
@@ -233,8 +224,8 @@ void run_penalty(const Checks& check, PenaltyCall& call, const Tensors& tensors,
   PenaltyElementwiseArgs& a = call.args;
   a.dtype = dtype;
   a.law = {law_of(check, law, false),
-           scale != nullptr ? number(check, *scale, "scale", like, dtype) : nullptr,
-           number(check, lam, "lam", like, dtype),
+           scale != nullptr ? check_number(check, *scale, "scale", like, dtype) : nullptr,
+           check_number(check, lam, "lam", like, dtype),
            shape,
            0.0,
            0.0};

@@ -1,28 +1,19 @@
 #include <utility>
 
-#include "core/op.h"
+#include "core/op_list.h"
 #include "core/tensor_list.h"
 #include "proximal/group_law.h"
+#include "proximal/op.h"
 
 // Group proximal operators, and the sums and products over groups that they are made of.
 
 namespace regkern::proximal {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
 // Where groups differ from slices: the group of every slice, and the slices of every group.
 struct GroupMap {
   const MaybeTensor &map, &starts, &members;
 };
-
-bool same_place(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
-}
-
-std::string item(const char* name, size_t i) {
-  return std::string("`") + name + "[" + std::to_string(i) + "]`";
-}
 
 // The tensors of a list and what the kernels are told of them.
 class List {
@@ -38,8 +29,8 @@ class List {
     for (size_t i = 0; i < like.size(); ++i) {
       if (check.floating(like[i], "xs") != dtype_)
         check.that(false, "`xs` of one dtype", "several");
-      if (!same_place(like[i], like[0]))
-        check.that(false, item("xs", i) + " on " + device_name(like[0]), device_name(like[i]));
+      if (!on_same_device(like[i], like[0]))
+        check.that(false, item_name("xs", i) + " on " + device_name(like[0]), device_name(like[i]));
       GroupRow row{};
       row.outer = geometry[3 * i];
       row.slices = geometry[3 * i + 1];
@@ -69,34 +60,20 @@ class List {
     check_map(like[0]);
   }
 
-  // Row-major memory of what is read.
-  const void* read(const Tensor& t) {
-    kept_.push_back(torch::stable::contiguous(t));
-    return kept_.back().const_data_ptr();
-  }
   void set_x(const Tensors& xs) { set(xs, "xs", &GroupRow::x); }
   void set_z(const Tensors& zs) { set(zs, "zs", &GroupRow::z); }
   void set_y(const Tensors& ys) {
-    for_each(ys, "ys", [&](size_t i) { place_y(i, ys[i]); });
+    for_each(ys, "ys", [&](size_t i) { place_y(i, ys[i].mutable_data_ptr()); });
   }
   // In place: what is not row-major is copied there, and back by copy_back.
   void set_in_place(const Tensors& ys, bool read_them) {
     for_each(ys, "ys", [&](size_t i) {
-      const Tensor& t = ys[i];
-      Tensor memory = t;
-      if (!t.is_contiguous()) {
-        memory =
-            read_them ? torch::stable::contiguous(t) : new_tensor(t, sizes_of(t), t.scalar_type());
-        written_.push_back({t, memory});
-      }
-      place_y(i, memory);
+      place_y(i, written_.row_major(ys[i], read_them));
       if (read_them)
         for (size_t r = parts_[i]; r < parts_[i + 1]; ++r) rows_[r].x = rows_[r].y;
     });
   }
-  void copy_back() {
-    for (auto& [target, memory] : written_) torch::stable::copy_(target, memory);
-  }
+  void copy_back() { written_.copy_back(); }
   void set_l1(const Tensors& l1) {
     for (const Tensor& t : l1)
       check_.that(t.scalar_type() == compute(), "`l1` in the type that is computed in", "another");
@@ -179,7 +156,7 @@ class List {
       int64_t numel = 0;
       for (size_t r = parts_[i]; r < parts_[i + 1]; ++r) numel += rows_[r].numel;
       if (list[i].numel() != numel)
-        check_.that(false, item(name, i) + " of " + std::to_string(numel) + " elements",
+        check_.that(false, item_name(name, i) + " of " + std::to_string(numel) + " elements",
                     std::to_string(list[i].numel()));
       f(i);
     }
@@ -188,13 +165,13 @@ class List {
            int64_t size = 0) {
     for_each(list, name, [&](size_t i) {
       if (parts_[i] == parts_[i + 1]) return;
-      const auto* data = static_cast<const char*>(read(list[i]));
+      const auto* data = static_cast<const char*>(read_.row_major(list[i]));
       for (size_t r = parts_[i]; r < parts_[i + 1]; ++r)
         rows_[r].*member = data + offsets_[r] * (size > 0 ? size : element_size());
     });
   }
-  void place_y(size_t i, const Tensor& memory) {
-    auto* data = static_cast<char*>(memory.mutable_data_ptr());
+  void place_y(size_t i, void* memory) {
+    auto* data = static_cast<char*>(memory);
     for (size_t r = parts_[i]; r < parts_[i + 1]; ++r)
       rows_[r].y = data + offsets_[r] * element_size();
   }
@@ -224,20 +201,11 @@ class List {
   std::vector<GroupRow> rows_;
   std::vector<size_t> parts_;  // the first row of each tensor, and the end
   std::vector<int64_t> offsets_;
-  Tensors kept_;
-  std::vector<std::pair<Tensor, Tensor>> written_;
+  Read read_;
+  Written written_;
   int64_t slices_ = 0, partials_ = 0, first_ = 0;
   bool empty_ = false;
 };
-
-const void* scalar(const Checks& check, const Tensor& t, const char* name, const Tensor& like,
-                   ScalarType dtype) {
-  check.same_device(t, name, like);
-  check.that(t.numel() == 1 && t.scalar_type() == dtype,
-             std::string("`") + name + "` of one number of the type that is computed in",
-             sizes_name(t));
-  return t.const_data_ptr();
-}
 
 const double* group_numbers(const Checks& check, const MaybeTensor& t, const char* name,
                             const Tensor& like, int64_t groups) {
@@ -247,12 +215,6 @@ const double* group_numbers(const Checks& check, const MaybeTensor& t, const cha
   check.shape(*t, name, {groups});
   check.that(t->is_contiguous(), std::string("contiguous `") + name + "`", "a strided one");
   return const_data<double>(*t);
-}
-
-Law parse_law(const Checks& check, const std::string& law) {
-  return static_cast<Law>(check.one_of(law, "law",
-                                       {"soft", "hard", "elastic_net", "squared", "scad", "mcp",
-                                        "log_sum", "capped", "half", "two_thirds", "cel0"}));
 }
 
 Before parse_before(const MaybeTensor& soft, const Tensors& l1, bool positive) {
@@ -282,17 +244,17 @@ ProxResult run_prox(const Checks& check, List& list, const Tensor& like, const P
   const int64_t groups = list.groups();
   const Before before = parse_before(p.soft, p.l1, p.positive);
   if (!p.l1.empty()) list.set_l1(p.l1);
-  const void* soft = p.soft.has_value() ? scalar(check, *p.soft, "soft", like, compute) : nullptr;
+  const void* soft = check_number(check, p.soft, "soft", like, list.dtype());
   ProxResult out{List::zeros_if(list.empty(), like, groups, compute),
                  List::zeros_if(list.empty(), like, want_before ? groups : 0, ScalarType::Double),
                  new_tensor(like, {}, ScalarType::Long)};
   torch::stable::zero_(out.zeros);
   GroupLawArgs law{};
   law.dtype = list.dtype();
-  law.law = parse_law(check, p.law);
+  law.law = law_of(check, p.law);
   law.shape = p.shape;
-  law.step = scalar(check, p.step, "step", like, compute);
-  law.lam = scalar(check, p.lam, "lam", like, compute);
+  law.step = check_number(check, p.step, "step", like, list.dtype());
+  law.lam = check_number(check, p.lam, "lam", like, list.dtype());
   law.weights = group_numbers(check, p.group_weights, "group_weights", like, groups);
   law.norms = out.norms.mutable_data_ptr();
   law.before = want_before ? mutable_data<double>(out.before) : nullptr;
@@ -470,10 +432,10 @@ Tensor group_slopes(const Tensor& norms, const Tensor& step, const Tensor& lam, 
   Tensor out = new_tensor(norms, {4, groups}, ScalarType::Double);
   const GroupSlopesArgs args{compute,
                              groups,
-                             parse_law(check, law),
+                             law_of(check, law),
                              shape,
-                             scalar(check, step, "step", norms, compute_type(compute)),
-                             scalar(check, lam, "lam", norms, compute_type(compute)),
+                             check_number(check, step, "step", norms, compute),
+                             check_number(check, lam, "lam", norms, compute),
                              group_numbers(check, weights, "weights", norms, groups),
                              group_numbers(check, given, "norms", norms, groups),
                              mutable_data<double>(out)};
@@ -490,9 +452,9 @@ Tensor group_penalty(const Tensor& norms, const Tensor& lam, std::string law, do
   Tensor out = new_tensor(norms, {3, groups}, ScalarType::Double);
   const GroupPenaltyArgs args{compute,
                               groups,
-                              parse_law(check, law),
+                              law_of(check, law),
                               shape,
-                              scalar(check, lam, "lam", norms, compute_type(compute)),
+                              check_number(check, lam, "lam", norms, compute),
                               group_numbers(check, weights, "weights", norms, groups),
                               group_numbers(check, given, "norms", norms, groups),
                               mutable_data<double>(out)};

@@ -15,17 +15,6 @@
 namespace regkern::proximal {
 namespace {
 
-const void* check_number(const Checks& check, const MaybeTensor& t, const char* name,
-                         const Tensor& like, Dtype dtype) {
-  if (!t.has_value()) return nullptr;
-  check.same_device(*t, name, like);
-  const bool wide = dtype == Dtype::float64;
-  check.dtype(*t, name, wide ? ScalarType::Double : ScalarType::Float,
-              wide ? "float64" : "float32");
-  check.that(t->numel() == 1, std::string("`") + name + "` of one element", sizes_name(*t));
-  return t->const_data_ptr();
-}
-
 // Groups of `run` neighbours, in whole numbers of them.
 void check_runs(const Checks& check, const std::vector<int64_t>& runs, const Tensors& tensors,
                 int64_t longest) {

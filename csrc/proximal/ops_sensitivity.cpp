@@ -4,18 +4,11 @@
 
 #include "core/bits.h"
 #include "core/op_list.h"
+#include "proximal/op.h"
 #include "proximal/sensitivity.h"
 
 namespace regkern::proximal {
 namespace {
-
-const void* one_number(const Checks& check, const Tensor& t, const char* name, const Tensor& like,
-                       Dtype dtype) {
-  check.same_device(t, name, like);
-  check.dtype(t, name, compute_type(dtype), dtype == Dtype::float64 ? "float64" : "float32");
-  check.that(t.numel() == 1, std::string("`") + name + "` of one element", sizes_name(t));
-  return t.const_data_ptr();
-}
 
 void sensitivity_shrink_(Tensors params, Tensors grads, Tensors sensitivities, Tensors masks,
                          const Tensor& shrink, MaybeTensor lr, std::string kind) {
@@ -30,8 +23,8 @@ void sensitivity_shrink_(Tensors params, Tensors grads, Tensors sensitivities, T
   args.dtype = dtype;
   args.kind = static_cast<Sensitivity>(
       check.one_of(kind, "kind", {"lobster", "rescaled", "rows", "irrelevance"}));
-  args.shrink = one_number(check, shrink, "shrink", like, dtype);
-  if (lr.has_value()) args.lr = one_number(check, *lr, "lr", like, dtype);
+  args.shrink = check_number(check, shrink, "shrink", like, dtype);
+  args.lr = check_number(check, lr, "lr", like, dtype);
   const bool by_row = args.kind == Sensitivity::rows;
   check.that(sensitivities.size() == (by_row ? params.size() : 0),
              by_row ? "a tensor in `sensitivities` for each of `params`"
