@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from regkern.bench import cases, cli, compare, report, rivals, saved, timing
+from regkern.bench import cases, cli, compare, networks, report, rivals, saved, timing
 from regkern.bench.case import Case, Rival, Task
 from regkern.bench.check import difference
 from regkern.bench.measure import Options, _estimate, measure
@@ -128,7 +128,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["--against", "nobody"], "unknown 'nobody'"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
-        (["--shape", "7"], "nothing to measure: "),
+        (["--shape", "7x1x1x1x1x1x1"], "nothing to measure: "),
         (["compare", "missing.json", "missing.json"], "cannot read missing.json"),
     ],
 )
@@ -145,6 +145,17 @@ def test_cases_are_sound() -> None:
         x = case.make(case.small, case.dtypes[0], CPU)["x"]
         assert x.shape == case.small
         assert case.bytes_moved(x, backward=True) >= case.bytes_moved(x, backward=False) > 0
+
+
+@pytest.mark.parametrize("elements", [1, 7, 100])
+def test_networks_of_any_size(elements: int) -> None:
+    x = torch.arange(float(elements))
+    views = networks.parts(x, networks.resnet50())
+    assert torch.cat([v.flatten() for v in views]).equal(x)
+    assert all(v.data_ptr() >= x.data_ptr() and v.dim() > 1 for v in views if v.numel())
+    shapes = networks.resnet50()
+    assert len(shapes) == 161
+    assert networks.size(shapes) == 25_557_032
 
 
 @pytest.mark.parametrize("name", cases.all_cases())

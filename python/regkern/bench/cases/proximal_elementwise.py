@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from regkern.bench.case import Case, Inputs, Rival, Run
+from regkern.bench.networks import resnet50, size
 from regkern.proximal import elementwise, penalties, sensitivity, thresholds
 from regkern.reference.proximal import elementwise as reference
 from regkern.reference.proximal import penalties as reference_penalties
@@ -16,7 +17,7 @@ from regkern.reference.proximal import thresholds as reference_thresholds
 
 MATRIX, MATRIX_SMALL = (4096, 4096), (24, 40)
 # As many as ResNet-50 has.
-NETWORK, NETWORK_SMALL = (25_557_032,), (3000,)
+NETWORK, NETWORK_SMALL = (size(resnet50()),), (3000,)
 LOGITS, LOGITS_SMALL = (8, 128, 30522), (2, 5, 33)
 MORE_FLOATS = (torch.bfloat16, torch.float16, torch.float64)
 STEP = 0.01

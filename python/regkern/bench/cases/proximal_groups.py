@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regkern.bench.case import Case, Inputs, Rival
+from regkern.bench.networks import parts, resnet50_weights, size
 from regkern.proximal.group_penalties import GroupL2, GroupPenalty, SparseGroup
 from regkern.proximal.groups import Groups
 
@@ -20,36 +21,11 @@ MORE_FLOATS = (torch.bfloat16, torch.float16, torch.float64)
 LAM, LAM_L1 = 1e-5, 1e-6
 
 
-def _resnet50() -> list[tuple[int, ...]]:
-    """The 54 weights of a ResNet-50 that have more than one dimension."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7)]
-    inputs = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            shapes += [(width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
-            if block == 0:
-                shapes.append((4 * width, inputs, 1, 1))
-            inputs = 4 * width
-    return [*shapes, (1000, 2048)]
-
-
-NETWORK = sum(math.prod(s) for s in _resnet50())
-FEW: list[tuple[int, ...]] = [(4, 3, 3, 3), (5, 7), (6, 4, 1, 1)]
-NETWORK_SMALL = sum(math.prod(s) for s in FEW)
+NETWORK = resnet50_weights()
 
 
 def _matrix(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
     return {"x": torch.randn(shape, dtype=torch.float32, device=device).to(dtype)}
-
-
-def _network(x: Tensor) -> list[Tensor]:
-    """Views of x: the weights of a network that fill it."""
-    weights, first = [], 0
-    for shape in _resnet50() if x.numel() >= NETWORK else FEW:
-        n = math.prod(shape)
-        weights.append(x[first : first + n].view(shape))
-        first += n
-    return weights
 
 
 def _ours(penalty: GroupPenalty, i: Inputs) -> Tensor:
@@ -59,7 +35,7 @@ def _ours(penalty: GroupPenalty, i: Inputs) -> Tensor:
 
 
 def _ours_list(penalty: GroupPenalty, i: Inputs) -> Tensor:
-    penalty.prox_(_network(i["x"]))
+    penalty.prox_(parts(i["x"], NETWORK))
     x: Tensor = i["x"]
     return x
 
@@ -84,7 +60,7 @@ def _theirs(dim: int, lam_l1: float, i: Inputs) -> Tensor:
 
 def _theirs_list(i: Inputs) -> Tensor:
     x: Tensor = i["x"]
-    for w in _network(x):
+    for w in parts(x, NETWORK):
         _shrink_(w, 0)
     return x
 
@@ -123,8 +99,8 @@ CASES = (
     Case(
         op="group_prox",
         variant="network",
-        shape=(NETWORK,),
-        small=(NETWORK_SMALL,),
+        shape=(size(NETWORK),),
+        small=(300,),
         more_dtypes=MORE_FLOATS,
         make=_matrix,
         ours=partial(_ours_list, GroupL2(LAM, Groups.kept(0))),

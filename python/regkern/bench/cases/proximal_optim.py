@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regkern.bench.case import Case, Inputs, Rival, Run
+from regkern.bench.networks import parts, resnet50, size
 from regkern.optim.proximal import ProxAdamW, ProxSGD
 from regkern.optim.report import sparsity_report
 from regkern.proximal.group_penalties import GroupL2
@@ -18,34 +19,12 @@ from regkern.proximal.groups import Groups
 from regkern.proximal.penalties_elementwise import L1
 from regkern.reference.proximal import optim as reference
 
-
-def resnet50() -> list[tuple[int, ...]]:
-    """The shapes of ResNet-50's 161 parameters."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            convolutions = [(width, channels, 1), (width, width, 3), (4 * width, width, 1)]
-            if block == 0:
-                convolutions.append((4 * width, channels, 1))
-            for out, inputs, k in convolutions:
-                shapes += [(out, inputs, k, k), (out,), (out,)]
-            channels = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
 #: All parameters one behind the other.
-SHAPE = (sum(math.prod(s) for s in resnet50()),)
+NETWORK = resnet50()
+SHAPE = (size(NETWORK),)
 SMALL = (3000,)
 
 LAM, LR = 1e-2, 1e-3
-
-
-def _split(x: Tensor) -> list[Tensor]:
-    """The parameters as parts of one tensor."""
-    shapes = resnet50() if x.shape == SHAPE else [(x.numel() // 10, 9), (x.numel() // 10,)]
-    parts = torch.split(x, [math.prod(s) for s in shapes])
-    return [p.view(s) for p, s in zip(parts, shapes, strict=True)]
 
 
 def _weights(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -58,8 +37,8 @@ def _step(make: Callable[[list[Tensor]], Any], key: object, i: Inputs) -> Tensor
     x: Tensor = i["x"]
     weights, optimizer = i["optimizers"].get(key, (None, None))
     if weights is not x:
-        params = _split(x)
-        for p, g in zip(params, _split(i["grad"]), strict=True):
+        params = parts(x, NETWORK)
+        for p, g in zip(params, parts(i["grad"], NETWORK), strict=True):
             p.grad = g
         optimizer = make(params)
         i["optimizers"][key] = (x, optimizer)
@@ -93,7 +72,7 @@ def _torch(kind: Any, options: dict[str, Any], name: str, note: str) -> Rival:
 def _definition(kind: Any, options: dict[str, Any], penalty: str, i: Inputs) -> Tensor:
     """The first step."""
     x: Tensor = i["x"]
-    for p, g in zip(_split(x), _split(i["grad"]), strict=True):
+    for p, g in zip(parts(x, NETWORK), parts(i["grad"], NETWORK), strict=True):
         z, wide = p.double(), g.double()
         zero = torch.zeros_like(z)
         if kind is ProxAdamW:
@@ -113,13 +92,13 @@ def _definition(kind: Any, options: dict[str, Any], penalty: str, i: Inputs) -> 
 
 
 def _zeros(i: Inputs) -> Tensor:
-    report = sparsity_report(_split(i["x"]))
+    report = sparsity_report(parts(i["x"], NETWORK))
     return torch.tensor([[t.zeros, t.zero_rows] for t in report.tensors])
 
 
 def _zeros_eager(i: Inputs) -> Tensor:
     counts = []
-    for p in _split(i["x"]):
+    for p in parts(i["x"], NETWORK):
         zero = p == 0
         rows = zero.reshape(p.shape[0], -1).all(1)
         counts.append(torch.stack([zero.sum(), rows.sum()]))

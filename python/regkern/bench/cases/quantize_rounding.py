@@ -12,7 +12,8 @@ from regkern import reference
 from regkern.bench import rivals
 from regkern.bench.case import Case, Inputs, Rival
 
-SHAPE, SMALL = (2500, 4000), (4, 80)
+# Both divide into blocks of 32 and of 40: torchao refuses the rest.
+SHAPE, SMALL = (2500, 4000), (4, 160)
 HALVES = (torch.bfloat16, torch.float16)
 
 
