@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -80,3 +80,28 @@ def scale(op: str, name: str, value: object) -> None:
         raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
     if not value >= 0:
         raise ValueError(f"regkern.{op}: expected `{name}` to be at least 0, got {value}")
+
+
+def tensor_list(op: str, name: str, value: object) -> list[Tensor]:
+    """A tensor, or tensors of floating dtypes on one device, as a list of at least one."""
+    if isinstance(value, Tensor):
+        value = [value]
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"regkern.{op}: expected `{name}` to be a tensor or several, got {type(value)}"
+        )
+    tensors = list(value)
+    if not tensors:
+        raise ValueError(f"regkern.{op}: expected a tensor in `{name}`, got none")
+    for i, x in enumerate(tensors):
+        floating(op, f"{name}[{i}]", x)
+        on_device(op, f"{name}[{i}]", x, tensors[0])
+    return tensors
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The indices of the tensors of each dtype: a kernel takes one dtype at a time."""
+    groups: dict[torch.dtype, list[int]] = {}
+    for i, x in enumerate(tensors):
+        groups.setdefault(x.dtype, []).append(i)
+    return list(groups.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import register
-from regkern.proximal.elementwise import Law, by_dtype, check_law
+from regkern.proximal.elementwise import Law, check_law
 from regkern.proximal.penalty import ProxReport, threshold
 from regkern.reference.proximal import elementwise as definition
 
@@ -159,7 +159,7 @@ def prox_complex_(
     number = check_law(op, law, shape, proximal=True)
     zeros = None
     with torch.no_grad():
-        for group in by_dtype(zs):
+        for group in checks.by_dtype(zs):
             pairs = [torch.view_as_real(zs[i]) for i in group]
             t, factor = (threshold(pairs[0], v).reshape(()) for v in (step, lam))
             count = _prox_(pairs, t, factor, law, number)[0].to(torch.int64)

@@ -216,34 +216,6 @@ _penalty_list.differentiable(_penalty_list_setup, _penalty_list_gradient)
 # ---- checks ----
 
 
-def tensor_list(op: str, name: str, value: Any) -> list[Tensor]:
-    """A tensor, or tensors of floating dtypes on one device, as a list of at least one."""
-    if isinstance(value, Tensor):
-        value = [value]
-    if not isinstance(value, Sequence):
-        try:
-            value = list(value)
-        except TypeError:
-            raise TypeError(
-                f"regkern.{op}: expected `{name}` to be a tensor or several, got {type(value)}"
-            ) from None
-    tensors = list(value)
-    if not tensors:
-        raise ValueError(f"regkern.{op}: expected a tensor in `{name}`, got none")
-    for i, x in enumerate(tensors):
-        checks.floating(op, f"{name}[{i}]", x)
-        checks.on_device(op, f"{name}[{i}]", x, tensors[0])
-    return tensors
-
-
-def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """The indices of the tensors of each dtype: a kernel takes one dtype at a time."""
-    groups: dict[torch.dtype, list[int]] = {}
-    for i, x in enumerate(tensors):
-        groups.setdefault(x.dtype, []).append(i)
-    return list(groups.values())
-
-
 def check_law(op: str, law: str, shape: float | None, proximal: bool) -> float:
     """The shape of the law, checked."""
     checks.one_of(op, "law", law, LAWS[:-1] if proximal else LAWS)
@@ -431,7 +403,7 @@ def prox_elementwise_(
     written. Bytes moved: every element read and written once, in one launch for a dtype.
     """
     op = "prox_elementwise_"
-    xs = tensor_list(op, "tensors", tensors)
+    xs = checks.tensor_list(op, "tensors", tensors)
     checks.scale(op, "step", step)
     checks.scale(op, "lam", lam)
     _check_interval(op, low, high)
@@ -445,7 +417,7 @@ def prox_elementwise_(
     ws = _spread_all(op, "weights", weights, xs)
     zeros = None
     with torch.no_grad():
-        for group in by_dtype(xs):
+        for group in checks.by_dtype(xs):
             like = xs[group[0]]
             count = _prox_(
                 [xs[i] for i in group], threshold(like, step).reshape(()),
@@ -508,7 +480,7 @@ def penalty_elementwise(
         and torch._C._functorch.peek_interpreter_stack() is not None
     )
     total: Tensor | None = None
-    for group in by_dtype(xs):
+    for group in checks.by_dtype(xs):
         like = threshold(xs[group[0]], lam).reshape(())
         if transformed or len(group) == 1:  # transforms do not look into lists
             values = [_penalty(xs[i], like, ws[i] if ws else None, law, number)[0] for i in group]
@@ -557,7 +529,7 @@ def penalty_value_and_gradients(
     total: Tensor | None = None
     out: list[Tensor] = list(xs)
     with torch.no_grad():
-        for group in by_dtype(xs):
+        for group in checks.by_dtype(xs):
             like = threshold(xs[group[0]], lam).reshape(())
             some = [ws[i] for i in group] if ws else []
             sums, gradients = _penalty_gradients([xs[i] for i in group], like, some, law, number)
@@ -606,7 +578,7 @@ def penalty_add_gradients_(
     """
     op = "penalty_add_gradients_"
     xs, number, ws = _check_penalty(op, tensors, law, lam, shape, weights)
-    gs = tensor_list(op, "grads", grads)
+    gs = checks.tensor_list(op, "grads", grads)
     if len(gs) != len(xs):
         raise ValueError(
             f"regkern.{op}: expected as many `grads` as `tensors`, {len(xs)}, got {len(gs)}"
@@ -615,7 +587,7 @@ def penalty_add_gradients_(
         checks.same(op, f"grads[{i}]", g, x, f"tensors[{i}]")
     total: Tensor | None = None
     with torch.no_grad():
-        for group in by_dtype(xs):
+        for group in checks.by_dtype(xs):
             like = xs[group[0]]
             sums = _penalty_add_(
                 [xs[i] for i in group], [gs[i] for i in group], threshold(like, scale).reshape(()),
@@ -629,7 +601,7 @@ def penalty_add_gradients_(
 def _check_penalty(
     op: str, tensors: Any, law: str, lam: Any, shape: Any, weights: Any
 ) -> tuple[list[Tensor], float, list[Tensor]]:
-    xs = tensor_list(op, "tensors", tensors)
+    xs = checks.tensor_list(op, "tensors", tensors)
     checks.scale(op, "lam", lam)
     number = check_law(op, law, shape, proximal=False)
     return xs, number, [w.detach() for w in _spread_all(op, "weights", weights, xs)]

@@ -11,7 +11,6 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply
 from regkern.proximal.activations import number
-from regkern.proximal.elementwise import tensor_list
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -134,7 +133,7 @@ def gate_penalty(
     training", 2023.
     """
     op = "gate_penalty"
-    xs = tensor_list(op, "gates", gates)
+    xs = checks.tensor_list(op, "gates", gates)
     checks.probability(op, "rho", rho)
     like = xs[0]
     share = number(op, "rho", rho, like)

@@ -361,7 +361,7 @@ class Box(ElementwisePenalty):
 
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """0, or infinity where an element is outside; NaN where one is NaN."""
-        tensors = ops.tensor_list(type(self).__name__, "x", x)
+        tensors = checks.tensor_list(type(self).__name__, "x", x)
         values = []
         for t in (t.detach() for t in tensors):
             outside = ((t < self.low) | (t > self.high)).any()

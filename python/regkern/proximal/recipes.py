@@ -11,7 +11,6 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import compute_dtype
 from regkern.proximal.activations import number, positive
-from regkern.proximal.elementwise import tensor_list
 from regkern.proximal.group_prox import group_norms
 from regkern.proximal.groups import Groups
 from regkern.proximal.simplex import Reduction
@@ -110,7 +109,7 @@ def feature_flow(
     neural networks", Neural Networks 161, 2023.
     """
     op = "feature_flow"
-    xs = tensor_list(op, "features", features)
+    xs = checks.tensor_list(op, "features", features)
     for i, x in enumerate(xs):
         checks.same(op, f"features[{i}]", x, xs[0], "features[0]")
     first, second = number(op, "k1", k1, xs[0]), number(op, "k2", k2, xs[0])
@@ -225,7 +224,7 @@ def mask_sparsity(
     Intelligence Research 20, 2023.
     """
     op = "mask_sparsity"
-    xs = tensor_list(op, "gamma", gamma)
+    xs = checks.tensor_list(op, "gamma", gamma)
     masks = [mask] if isinstance(mask, Tensor) else list(mask)
     if len(masks) != len(xs):
         raise ValueError(f"regkern.{op}: expected {len(xs)} tensors in `mask`, got {len(masks)}")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
-from regkern.proximal.elementwise import by_dtype, tensor_list
 from regkern.proximal.penalty import threshold
 
 _shrink_ = register("sensitivity_shrink_", lambda *args, **kwargs: None)
@@ -78,7 +77,7 @@ def sensitivity_shrink_(
     pruning of irrelevant weights in deep neural architectures", Applied Intelligence 2023.
     """
     op = "sensitivity_shrink_"
-    ws, gs = tensor_list(op, "params", params), tensor_list(op, "grads", grads)
+    ws, gs = checks.tensor_list(op, "params", params), checks.tensor_list(op, "grads", grads)
     checks.one_of(op, "kind", kind, ("lobster", "rescaled", "rows", "irrelevance"))
     checks.scale(op, "lr_lambda", lr_lambda)
     if lr is not None:
@@ -93,7 +92,7 @@ def sensitivity_shrink_(
         )
     ss: list[Tensor] = []
     if sensitivities is not None:
-        ss = tensor_list(op, "sensitivities", sensitivities)
+        ss = checks.tensor_list(op, "sensitivities", sensitivities)
         _as_many(op, "sensitivities", ss, ws)
         for i, (s, w) in enumerate(zip(ss, ws, strict=True)):
             rows = w.shape[0] if w.dim() > 0 else 1
@@ -118,7 +117,7 @@ def sensitivity_shrink_(
                     f"int32 words of 32 elements, as all of them, got {m.dtype}, {tuple(m.shape)}"
                 )
     with torch.no_grad():
-        for group in by_dtype(ws):
+        for group in checks.by_dtype(ws):
             like = ws[group[0]]
             _shrink_(
                 [ws[i] for i in group],

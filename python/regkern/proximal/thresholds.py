@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
-from regkern.proximal.elementwise import prox_elementwise_, tensor_list
+from regkern.proximal.elementwise import prox_elementwise_
 from regkern.proximal.penalty import ProxReport
 
 # ---- raw ops: fake kernels ----
@@ -51,7 +51,7 @@ _mask = register("magnitude_mask", _fake_mask)
 
 
 def _same_dtype(op: str, tensors: Any) -> list[Tensor]:
-    xs = tensor_list(op, "tensors", tensors)
+    xs = checks.tensor_list(op, "tensors", tensors)
     for i, x in enumerate(xs):
         if x.dtype != xs[0].dtype:
             raise TypeError(
@@ -343,7 +343,7 @@ def top_k_mask(
     xs = _same_dtype(op, tensors)
     before: list[Tensor] = []
     if initial is not None:
-        before = tensor_list(op, "initial", initial)
+        before = checks.tensor_list(op, "initial", initial)
         if len(before) != len(xs):
             raise ValueError(
                 f"regkern.{op}: expected as many `initial` as `tensors`, {len(xs)}, got "
