@@ -16,8 +16,24 @@ constexpr int64_t kStepGrain = int64_t{1} << 14;
 // Elements that are stepped and shrunk in one go, while they are in L1: a stripe of lanes.
 constexpr int64_t kTile = kLanes;
 
-template <bool kHeld, typename C, typename Rule>
-void step_tile(const Rule& rule, C* p, const C* g, C* const* states, int64_t n) {
+// What follows the step of an element at once.
+struct Kept {
+  template <typename C>
+  C operator()(C x) const {
+    return x;
+  }
+};
+template <typename C>
+struct Soft {
+  C tau;
+  C operator()(C x) const {
+    const C magnitude = fabs(x);
+    return copysign(magnitude <= tau ? C(0) : magnitude - tau, x);
+  }
+};
+
+template <bool kHeld, typename C, typename Rule, typename Then>
+void step_tile(const Rule& rule, const Then then, C* p, const C* g, C* const* states, int64_t n) {
   C* s0 = states[0];
   C* s1 = states[1];
   C* s2 = states[2];
@@ -29,28 +45,23 @@ void step_tile(const Rule& rule, C* p, const C* g, C* const* states, int64_t n) 
     if constexpr (Rule::kStates > 2) c = s2[i];
     const C before = p[i];
     const C after = rule(before, g[i], a, b, c);
-    p[i] = kHeld && before == C(0) ? before : after;
+    p[i] = then(kHeld && before == C(0) ? before : after);
     if constexpr (Rule::kStates > 0) s0[i] = a;
     if constexpr (Rule::kStates > 1) s1[i] = b;
     if constexpr (Rule::kStates > 2) s2[i] = c;
   }
 }
 
+// The plain soft threshold, which a step may apply at once.
 template <typename C>
-void shrink_elements(const Prox& prox, double weight, C* x, int64_t n) {
-  const Point<C> point = point_of<C>(prox, weight);
+bool plain_soft(const Prox& prox, const Point<C>& point) {
   constexpr C kInfinity = static_cast<C>(__builtin_inf());
-  const C tau = point.t * point.lam;
-  const bool free = point.low == -kInfinity && point.high == kInfinity;
-  if (prox.law == Law::soft && free && tau > C(0) && point.t < kInfinity && point.lam < kInfinity) {
-    // The same without the corners: a pass in L1 takes half as long.
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const C magnitude = fabs(x[i]);
-      x[i] = copysign(magnitude <= tau ? C(0) : magnitude - tau, x[i]);
-    }
-    return;
-  }
+  return prox.law == Law::soft && point.low == -kInfinity && point.high == kInfinity &&
+         point.t * point.lam > C(0) && point.t < kInfinity && point.lam < kInfinity;
+}
+
+template <typename C>
+void shrink_elements(const Prox& prox, const Point<C>& point, C* x, int64_t n) {
   dispatch_law(prox.law, [&](auto law) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i)
@@ -183,15 +194,25 @@ struct Place {
   }
 };
 
-// The step of n neighbours, the result in `out`.
+// Asks for the memory of the n elements to be stepped next: it would rest while groups are shrunk
+// that are in the cache. Some lines of each stream; the hardware follows.
+constexpr int64_t kAhead = 160;
 template <typename C, typename Rule>
-Place<C, Rule> stepped(const Rule& rule, const Prox& prox, const ProxRow& row, int64_t e,
-                       int64_t n) {
+void fetch_place(const Place<C, Rule>& at, int64_t n) {
+  fetch(at.param, n, n);
+  fetch<false>(at.grad, n, n);
+  for (int k = 0; k < Rule::kStates; ++k) fetch(at.states[k], n, n);
+}
+
+// The step of n neighbours, the result in `out`.
+template <typename C, typename Rule, typename Then = Kept>
+Place<C, Rule> stepped(const Rule& rule, const Prox& prox, const ProxRow& row, int64_t e, int64_t n,
+                       const Then then = {}) {
   const Place<C, Rule> at(row, e);
   if (prox.held)
-    step_tile<true>(rule, at.param, at.grad, at.states, n);
+    step_tile<true>(rule, then, at.param, at.grad, at.states, n);
   else
-    step_tile<false>(rule, at.param, at.grad, at.states, n);
+    step_tile<false>(rule, then, at.param, at.grad, at.states, n);
   if (at.out != at.param) memcpy(at.out, at.param, static_cast<size_t>(n) * sizeof(C));
   return at;
 }
@@ -231,7 +252,9 @@ void update_piece(const Rule& rule, const Prox& prox, const ProxRow& row, int64_
         continue;
       }
       const int64_t n = smaller(tile, end - e);
-      shrink_runs(prox, row.weight, stepped<C>(rule, prox, row, e, n).out, n, run);
+      C* const x = stepped<C>(rule, prox, row, e, n).out;
+      fetch_place(Place<C, Rule>(row, e + n), smaller(kAhead, end - e - n));
+      shrink_runs(prox, row.weight, x, n, run);
     }
     return;
   }
@@ -258,10 +281,17 @@ void update_piece(const Rule& rule, const Prox& prox, const ProxRow& row, int64_
       return;
     }
   }
+  const bool elements = prox.after == After::elements;
+  const Point<C> point = elements ? point_of<C>(prox, row.weight) : Point<C>{};
+  // Where the parameter keeps what it was before the prox, that takes a pass of its own.
+  if (elements && row.out == nullptr && plain_soft(prox, point)) {
+    stepped<C>(rule, prox, row, begin, end - begin, Soft<C>{point.t * point.lam});
+    return;
+  }
   for (int64_t e = begin; e < end; e += kTile) {
     const int64_t n = smaller(kTile, end - e);
     C* const x = stepped<C>(rule, prox, row, e, n).out;
-    if (prox.after == After::elements) shrink_elements(prox, row.weight, x, n);
+    if (elements) shrink_elements(prox, point, x, n);
   }
 }
 

@@ -9,19 +9,10 @@ namespace {
 
 using namespace proximal;
 
-constexpr int64_t kBatchElements = 4096;  // of the groups of a batch, which stay in the cache
+constexpr int64_t kBatchElements = 2048;  // of the groups of a batch, which stay in the cache
 
-constexpr int64_t kLine = 64;         // bytes
 constexpr int64_t kAtOnce = 256;      // elements between two looks ahead
 constexpr int64_t kNear = 256 << 10;  // bytes that the second-level cache holds
-
-// Asks for the memory of n elements, of which `left` are there.
-template <typename T>
-inline void fetch(const T* data, int64_t n, int64_t left) {
-  n = smaller(n, left) * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < n; i += kLine)
-    __builtin_prefetch(reinterpret_cast<const char*>(data) + i, 1, 3);
-}
 
 // y ← factor · x over a group. Meanwhile memory brings what is read next, from `ahead` on: else it
 // would rest while the group, which is in the cache, is scaled.

@@ -6,7 +6,7 @@ namespace {
 
 using namespace proximal;
 
-constexpr int64_t kTile = 1024;  // elements whose factors are spread at a time
+constexpr int64_t kTile = 4096;  // elements whose factors are spread at a time: several pages
 constexpr int64_t kLong = 64;    // runs from this length on have their factor in a register
 
 // y ← x · a + z · b over n elements with the factors of each.

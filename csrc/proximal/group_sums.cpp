@@ -7,6 +7,7 @@ namespace {
 using namespace proximal;
 
 constexpr int64_t kTile = 2048;  // columns whose sums stay in the first-level cache
+constexpr int64_t kStrip = 128;  // columns between two looks ahead
 
 // Products with z, in double.
 template <typename T>
@@ -33,9 +34,11 @@ void sum_runs(const GroupRow& row, double* out, const RunSum& run_sum) {
   });
 }
 
-// The partial sums of columns: term(i) is what element i adds, in double.
-template <typename Term>
+// The partial sums of columns: term(i) is what element i adds, in double. The rows of a tile are
+// too short for the hardware to look ahead, so the next ones are asked for.
+template <typename T, typename Term>
 void sum_columns(const GroupRow& row, double* out, Term term) {
+  const T* const x = static_cast<const T*>(row.x);
   const int64_t columns = row.slices * row.inner;
   const int64_t tiles = (columns + kTile - 1) / kTile, chunks = chunks_of(row);
   const int64_t width = smaller(columns, kTile);
@@ -50,11 +53,16 @@ void sum_columns(const GroupRow& row, double* out, Term term) {
       // Four rows at a time spare most of the traffic of the sums.
       for (; o + 4 <= stop; o += 4) {
         const int64_t at = o * columns + left;
+        for (int64_t begin = 0; begin < n; begin += kStrip) {
+          const int64_t end = smaller(begin + kStrip, n);
+          for (int64_t k = 4; k < 8 && o + k < stop; ++k)
+            fetch<false>(x + at + k * columns + begin, end - begin, end - begin);
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j)
-          sums[j] =
-              (((sums[j] + term(at + j)) + term(at + j + columns)) + term(at + j + 2 * columns)) +
-              term(at + j + 3 * columns);
+          for (int64_t j = begin; j < end; ++j)
+            sums[j] =
+                (((sums[j] + term(at + j)) + term(at + j + columns)) + term(at + j + 2 * columns)) +
+                term(at + j + 3 * columns);
+        }
       }
       for (; o < stop; ++o) {
         const int64_t at = o * columns + left;
@@ -67,7 +75,7 @@ void sum_columns(const GroupRow& row, double* out, Term term) {
 
 template <typename T, typename Term>
 void sum_products(const GroupRow& row, double* out, Term term) {
-  if (by_columns(row)) return sum_columns(row, out, term);
+  if (by_columns(row)) return sum_columns<T>(row, out, term);
   sum_runs(row, out, [&](int64_t first, int n, int64_t) {
     return n == 0 ? 0.0 : segment_sum<double>(n, [=](int i) { return term(first + i); });
   });
@@ -77,7 +85,7 @@ template <Before kBefore, typename T>
 void sum_squares(const GroupSumsArgs& args, const GroupRow& row, double* out) {
   const auto x = prepared<kBefore, T>(row, args.soft, args.positive);
   if (by_columns(row))
-    return sum_columns(row, out, [=](int64_t i) {
+    return sum_columns<T>(row, out, [=](int64_t i) {
       const double value = static_cast<double>(x(i));
       return value * value;
     });

@@ -217,8 +217,22 @@ class Groups:
     # ---- what the ops are told ----
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
-        """The layout for these tensors. Maps are built once for their shapes and device."""
-        shapes = [t.shape for t in tensors]
+        """The layout for these tensors, found once for their shapes and, if it has maps, device."""
+        shapes = tuple([t.shape for t in tensors])
+        if torch.compiler.is_compiling():
+            return self._layout(tensors, shapes)
+        try:
+            known = self._cache.get(shapes)
+        except TypeError:  # symbolic sizes have no hash
+            return self._layout(tensors, shapes)
+        if known is not None:
+            return known
+        layout = self._layout(tensors, shapes)
+        if layout.map is None:
+            self._cache[shapes] = layout
+        return layout
+
+    def _layout(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Layout:
         if self.kind == "union":
             parts = self._union(shapes)
         else:
