@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/isa.h"
+#include "core/list_sums.h"
+#include "core/math.h"
+
+// Sums over the tensors of a network that norms are made of: of each tensor, and of all of them. Of
+// the elements x, or of (|w| + η) x where there is a w.
+
+namespace regkern::spectral {
+
+enum class Norms : int32_t {
+  absolute,  // Σ |x|
+  square,    // Σ x²
+  power,     // Σ (|x| / m)^p
+  largest,   // max |x|
+  pair,      // Σ x², Σ x w, Σ w²
+  distance,  // Σ (x − w)²
+};
+
+constexpr int kPairSums = 3;
+
+REGKERN_HD int sums_of(Norms norms) { return norms == Norms::pair ? kPairSums : 1; }
+
+struct NormRow {
+  const void* x;
+  const void* w;
+  int64_t numel, span;
+};
+
+struct NetworkNormsArgs {
+  Dtype dtype;
+  Norms norms;
+  bool adaptive;  // of (|w| + η) x
+  double eta, p;
+  const double* most;  // m
+  const NormRow* rows;
+  int64_t count, all_spans;
+  double* spans;  // (all_spans, sums), scratch
+  double* each;   // (count, sums)
+  double* total;  // (sums)
+};
+
+// r^p for r in [0, 1], within 1e-13; NaN stays.
+REGKERN_HD double unit_power(double r, double p) {
+  const double value = exp(p * log(r));
+  return r > 0.0 ? value : r;
+}
+
+// 0 where all elements are.
+REGKERN_HD double share_of(double magnitude, double most) {
+  return most == 0.0 ? 0.0 : magnitude / most;
+}
+
+template <Norms kNorms>
+REGKERN_HD void norm_terms(double x, double w, double p, double most, double* out) {
+  if constexpr (kNorms == Norms::absolute) {
+    out[0] = fabs(x);
+  } else if constexpr (kNorms == Norms::square) {
+    out[0] = x * x;
+  } else if constexpr (kNorms == Norms::power) {
+    out[0] = unit_power(share_of(fabs(x), most), p);
+  } else if constexpr (kNorms == Norms::pair) {
+    out[0] = x * x;
+    out[1] = x * w;
+    out[2] = w * w;
+  } else {
+    const double d = x - w;
+    out[0] = d * d;
+  }
+}
+
+// Magnitudes in the order of their bits: NaN is above infinity, and so stays.
+REGKERN_HD uint32_t magnitude_bits(float x) { return bit_cast<uint32_t>(x) & 0x7FFFFFFFu; }
+REGKERN_HD uint64_t magnitude_bits(double x) {
+  return bit_cast<uint64_t>(x) & 0x7FFFFFFFFFFFFFFFull;
+}
+REGKERN_HD double larger_magnitude(double a, double b) {
+  return magnitude_bits(a) > magnitude_bits(b) ? a : b;
+}
+
+}  // namespace regkern::spectral
+
+namespace regkern {
+REGKERN_DECLARE_KERNEL(network_norms, spectral::NetworkNormsArgs)
+}
