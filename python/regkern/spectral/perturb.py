@@ -113,7 +113,7 @@ def _number(value: float | Tensor, like: Tensor) -> Tensor:
 
 def _pairs(a: Tensor, b: Tensor) -> Tensor:
     """(α, β) of every group."""
-    return torch.stack(torch.broadcast_tensors(a, b), -1).reshape(-1, 2)
+    return torch.stack([a, b], -1).reshape(-1, 2)
 
 
 def _step_(
@@ -430,7 +430,7 @@ def perturb_(
     order = _check_order(op, "p", p, above=True)
     buffers = _buffers_of(op, ws, reuse, storage)
     swapped = storage == "swapped"
-    room: dict[str, Sequence[Tensor]] = {"into": buffers} if swapped else {"saved": buffers}
+    room: dict[str, Any] = {"into": buffers} if swapped else {"saved": buffers}
     radius = _number(rho, ws[0])
     if kind == "sam" or kind == "asam":
         q = 1.0 if order == math.inf else order / (order - 1)
@@ -440,7 +440,7 @@ def perturb_(
         if order == 2:
             direction = "plain" if shift is None else "adaptive"
             step = _ratio(radius, norm)
-            _step_(ws, gs, one, step, direction=direction, eta=shift or 0.0, **room)  # type: ignore[arg-type]
+            _step_(ws, gs, one, step, direction=direction, eta=shift or 0.0, **room)
         else:
             # η < 0: no T.
             shift = -1.0 if shift is None else shift
@@ -453,12 +453,12 @@ def perturb_(
                 eta=shift,
                 q=q - 1,
                 most=norm,
-                **room,  # type: ignore[arg-type]
+                **room,
             )
     else:
         norm = _relative_step_(ws, gs, radius, kind, buffers, swapped)
     if swapped:
-        for original, w, b in zip(originals, ws, buffers, strict=True):
+        for original, b in zip(originals, buffers, strict=True):
             original.data = b
             torch.autograd.graph.increment_version(original)
         buffers = ws
@@ -494,6 +494,36 @@ def _relative_step_(
 def _row_norms(xs: list[Tensor]) -> Tensor:
     rows = [_as_rows(x) for x in xs]
     return group_squares(rows, Groups.kept(0).layout(rows)).sqrt()
+
+
+@torch.no_grad()
+def displace_(
+    params: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    step: float | Tensor,
+    reuse: Perturbation | None = None,
+) -> Perturbation:
+    """w ← w + step · v, in place, for :func:`restore_`."""
+    ws = [w.detach() for w in params]
+    buffers = _buffers_of("displace_", ws, reuse, "kept")
+    length = _number(step, ws[0])
+    _step_(ws, vectors, torch.ones_like(length), length, saved=buffers)
+    return Perturbation(list(params), buffers, length, "kept")
+
+
+@torch.no_grad()
+def linear_combination(
+    xs: Sequence[Tensor], a: float | Tensor, zs: Sequence[Tensor], b: float | Tensor
+) -> list[Tensor]:
+    """a x + b z of every pair of tensors."""
+    numbers = _pairs(_number(a, xs[0]), _number(b, xs[0]))
+    out = [torch.zeros_like(x) if x.numel() == 0 else x for x in xs]
+    for group in _by_dtype(xs):
+        pairs = (_pick(xs, group), _pick(zs, group))
+        results = _combine(*pairs, numbers, [], "plain", -1.0, 0.0, None)
+        for i, y in zip(group, results, strict=True):
+            out[i] = y
+    return out
 
 
 @torch.no_grad()
@@ -714,11 +744,11 @@ def filter_normalize_(
                 d.zero_()
     matrices = [i for i, d in enumerate(ds) if d.dim() > 1]
     for places in _by_dtype(_pick(ds, matrices)):
-        d, w = (_pick(_pick(each, matrices), places) for each in (ds, ws))
-        factor = _ratio(_row_norms(w), _row_norms(d))
-        runs = [x.numel() // x.shape[0] for x in d]
+        rows, weights = (_pick(_pick(each, matrices), places) for each in (ds, ws))
+        factor = _ratio(_row_norms(weights), _row_norms(rows))
+        runs = [x.numel() // x.shape[0] for x in rows]
         numbers = _pairs(factor, torch.zeros_like(factor))
-        _combine_(d, [], [], [], numbers, runs, "plain", -1.0, 0.0, None)
+        _combine_(rows, [], [], [], numbers, runs, "plain", -1.0, 0.0, None)
 
 
 # ---- distances ----
@@ -749,15 +779,7 @@ class _Distance(torch.autograd.Function):
                 for x, a in zip(xs, anchors, strict=True)
             ]
         else:
-            twice = 2 * g.double()
-            dxs = [torch.zeros_like(x) for x in xs]
-            numbers = _pairs(twice, -twice)
-            for group in _by_dtype(xs):
-                pairs = (_pick(xs, group), _pick(anchors, group))
-                for i, dx in zip(
-                    group, _combine(*pairs, numbers, [], "plain", -1.0, 0.0, None), strict=True
-                ):
-                    dxs[i] = dx
+            dxs = linear_combination(xs, 2 * g, anchors, -2 * g)
         return None, *dxs, *([-dx for dx in dxs] if moving else [None] * len(anchors))
 
 
