@@ -155,6 +155,22 @@ def test_perturb_and_restore(
         assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
+def test_large_lists_that_go_past_the_cache() -> None:
+    """25 MB, with what is left of blocks at odd places."""
+    params = [torch.randn(1600001, dtype=torch.float64), torch.randn(1600003, dtype=torch.float64)]
+    grads = [torch.randn_like(p) for p in params]
+    before = [p.clone() for p in params]
+    factor = 0.1 / torch.cat(grads).norm()
+    for storage in ("kept", "swapped"):
+        saved = P.perturb_(params, grads, 0.1, storage=storage)  # type: ignore[arg-type]
+        for p, b, g in zip(params, before, grads, strict=True):
+            torch.testing.assert_close(p, b + factor * g, rtol=1e-12, atol=1e-14)
+        P.restore_(saved)
+        assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    P.clip_norm_(params, 1.0)
+    assert float(P.global_norm(params)) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_zero_gradients_and_zero_radii_leave_every_bit(options: dict[str, Any]) -> None:
     w = [torch.tensor([-0.0, 0.0, 1.0]), torch.randn(3, 4)]

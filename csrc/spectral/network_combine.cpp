@@ -19,34 +19,63 @@ bool on_lines(const void* data) { return reinterpret_cast<uintptr_t>(data) % 64 
 template <typename C>
 struct Factors {
   C alpha[kBlock], beta[kBlock];
-  int64_t group = -1;
+  int64_t begin = 0, end = 0;  // what they are for
+
+  bool same(int64_t e, int64_t n) const { return begin <= e && e + n <= end; }
 
   void load(const NetworkCombineArgs& args, const CombineRow& row, int64_t e, int64_t n) {
-    const int64_t at = row.group + e / row.run;
-    if (row.group + (e + n - 1) / row.run == at) {
-      if (at == group) return;
-      group = at;
-      const C a = factor_as(args.numbers[2 * at], C(0)),
-              b = factor_as(args.numbers[2 * at + 1], C(0));
-      for (int i = 0; i < kBlock; ++i) {
-        alpha[i] = a;
-        beta[i] = b;
-      }
+    if (same(e, n)) return;
+    int64_t group = e / row.run, left = row.run - (e - group * row.run);
+    const double* number = args.numbers + 2 * (row.group + group);
+    if (n <= left) {
+      begin = e;
+      end = e + left < row.numel ? e + left : row.numel;
+      fill(number, 0, kBlock);
       return;
     }
-    group = -1;
-    int64_t of = at, left = row.run - e % row.run;
-    for (int64_t i = 0; i < n; ++i, --left) {
-      if (left == 0) {
-        ++of;
-        left = row.run;
-      }
-      alpha[i] = factor_as(args.numbers[2 * of], C(0));
-      beta[i] = factor_as(args.numbers[2 * of + 1], C(0));
+    begin = end = 0;
+    for (int64_t i = 0; i < n; number += 2, left = row.run) {
+      const int64_t some = left < n - i ? left : n - i;
+      fill(number, i, i + some);
+      i += some;
     }
     for (int64_t i = n; i < kBlock; ++i) alpha[i] = beta[i] = C(0);
   }
+
+ private:
+  void fill(const double* number, int64_t from, int64_t to) {
+    const C a = factor_as(number[0], C(0)), b = factor_as(number[1], C(0));
+    for (int64_t i = from; i < to; ++i) {
+      alpha[i] = a;
+      beta[i] = b;
+    }
+  }
 };
+
+template <Direction kDirection, typename C>
+void combine_block(const Combine<C> c, const Factors<C>& f, bool one, const C* x, const C* z,
+                   C* y) {
+  if (one) {
+    const C alpha = f.alpha[0], beta = f.beta[0];
+#pragma omp simd
+    for (int i = 0; i < kBlock; ++i) y[i] = combined<kDirection>(c, x[i], z[i], alpha, beta);
+    return;
+  }
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i)
+    y[i] = combined<kDirection>(c, x[i], z[i], f.alpha[i], f.beta[i]);
+}
+
+// Where the elements of a block are computed from: there, or widened in a buffer.
+template <typename C>
+const C* widened(const C* in, C*) {
+  return in;
+}
+template <typename T, typename C>
+const C* widened(const T* in, C* buffer) {
+  load_block(in, buffer);
+  return buffer;
+}
 
 template <Direction kDirection, typename T>
 void combine_piece(const NetworkCombineArgs& args, const CombineRow& row, int64_t begin,
@@ -59,33 +88,44 @@ void combine_piece(const NetworkCombineArgs& args, const CombineRow& row, int64_
   const Combine<C> c{static_cast<C>(args.eta), args.q,
                      kDirection == Direction::powered ? *args.most : 0.0};
   const bool past_y = args.streaming && row.x != row.y && on_lines(ys);
-  const bool past_saved = args.streaming && on_lines(saved);
+  const bool past_saved = args.streaming && saved != nullptr && on_lines(saved);
+  // Clipping mostly leaves everything as it is.
+  const bool scaled = zs == nullptr && saved == nullptr && row.x == row.y;
   Factors<C> f;
-  C x[kBlock], z[kBlock] = {}, y[kBlock];
-  T out[kBlock];
-  for (int64_t e = begin; e < end; e += kBlock) {
-    const int64_t n = end - e < kBlock ? end - e : kBlock;
+  alignas(64) C x[kBlock], z[kBlock] = {}, y[kBlock];
+  alignas(64) T out[kBlock];
+  int64_t e = begin;
+  for (; e + kBlock <= end; e += kBlock) {
+    f.load(args, row, e, kBlock);
+    const bool one = f.same(e, kBlock);
+    if (scaled && one && f.alpha[0] == C(1)) continue;
+    if (past_saved)
+      stream_block(xs + e, saved + e);
+    else if (saved != nullptr)
+      memcpy(saved + e, xs + e, kBlock * sizeof(T));
+    const C* const from = widened(xs + e, x);
+    const C* const along = zs == nullptr ? z : widened(zs + e, z);
+    if constexpr (std::is_same_v<T, C>) {
+      combine_block<kDirection>(c, f, one, from, along, past_y ? out : ys + e);
+      if (past_y) stream_block(out, ys + e);
+    } else {
+      combine_block<kDirection>(c, f, one, from, along, y);
+      if (past_y) {
+        store_block<T>(y, out);
+        stream_block(out, ys + e);
+      } else {
+        store_block<T>(y, ys + e);
+      }
+    }
+  }
+  if (e < end) {
+    const int64_t n = end - e;
     f.load(args, row, e, n);
-    // Clipping mostly leaves everything as it is.
-    if (zs == nullptr && saved == nullptr && row.x == row.y && f.group >= 0 && f.alpha[0] == C(1))
-      continue;
     load_elements(xs + e, n, x);
     if (zs != nullptr) load_elements(zs + e, n, z);
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i)
-      y[i] = combined<kDirection>(c, x[i], z[i], f.alpha[i], f.beta[i]);
-    if (saved != nullptr) {
-      if (past_saved && n == kBlock)
-        stream_block(xs + e, saved + e);
-      else
-        memcpy(saved + e, xs + e, static_cast<size_t>(n) * sizeof(T));
-    }
-    if (past_y && n == kBlock) {
-      store_block<T>(y, out);
-      stream_block(out, ys + e);
-    } else {
-      store_elements(y, n, ys + e);
-    }
+    combine_block<kDirection>(c, f, f.same(e, n), x, z, y);
+    if (saved != nullptr) memcpy(saved + e, xs + e, static_cast<size_t>(n) * sizeof(T));
+    store_elements(y, n, ys + e);
   }
   if (args.streaming) stream_fence();
 }

@@ -1,41 +1,93 @@
 #include "spectral/network_norms.h"
 
-#include <type_traits>
+#include <cstring>
 
 #include "core/parallel.h"
-#include "core/vec.h"
 
 namespace regkern::REGKERN_ISA {
 namespace {
 
 using namespace spectral;
 
+// What the terms of a span are made of.
+template <Norms kNorms, bool kAdaptive, typename T>
+struct Terms {
+  static constexpr int kSums = kNorms == Norms::pair ? kPairSums : 1;
+  static constexpr bool kTwo = kAdaptive || kNorms == Norms::pair || kNorms == Norms::distance;
+  using C = compute_t<T>;
+  const T* x;
+  const T* w;
+  C eta;
+  double p, most;
+
+  template <typename A>
+  void add(int64_t i, A* sums) const {
+    A out[kSums];
+    const C second = kTwo ? widen(w[i]) : C(0);
+    element_terms<kNorms, kAdaptive>(widen(x[i]), second, eta, p, most, out);
+    for (int k = 0; k < kSums; ++k) sums[k] += out[k];
+  }
+};
+
+// lanes[k][i] += the terms of element `from` + i of kStripes stripes, one after the other. By
+// value: what is captured must not be thought to change with the lanes.
+template <int kStripes, typename A, typename F>
+void add_stripes(const F terms, int64_t from, int count, A* lanes) {
+  constexpr int kSums = F::kSums;
+#pragma omp simd
+  for (int i = 0; i < count; ++i) {
+    A sums[kSums];
+    for (int k = 0; k < kSums; ++k) sums[k] = lanes[k * kSpanLanes + i];
+    for (int stripe = 0; stripe < kStripes; ++stripe)
+      terms.add(from + stripe * kSpanLanes + i, sums);
+    for (int k = 0; k < kSums; ++k) lanes[k * kSpanLanes + i] = sums[k];
+  }
+}
+
+// The sums of the n elements of a span. Four stripes at a time: that spares most of the traffic of
+// the lanes, which takes longer than reading the tensors.
+template <typename A, typename F>
+void span_sums(const F& terms, int64_t from, int64_t n, A* lanes, double* sums) {
+  constexpr int kSums = F::kSums;
+  memset(lanes, 0, static_cast<size_t>(kSums * kSpanLanes) * sizeof(A));
+  int64_t e = 0;
+  for (; e + 4 * kSpanLanes <= n; e += 4 * kSpanLanes)
+    add_stripes<4>(terms, from + e, kSpanLanes, lanes);
+  for (; e + kSpanLanes <= n; e += kSpanLanes) add_stripes<1>(terms, from + e, kSpanLanes, lanes);
+  add_stripes<1>(terms, from + e, static_cast<int>(n - e), lanes);
+  const int64_t used = n < kSpanLanes ? n : kSpanLanes;
+  for (int k = 0; k < kSums; ++k) {
+    const A* const lane = lanes + k * kSpanLanes;
+    double groups[kSpanLanes / kLaneGroup] = {};
+    for (int64_t i = 0; i < used; i += kLaneGroup)
+      groups[i / kLaneGroup] = lane_group_sum(lane + i);
+    sums[k] = sum_by_halves<kSpanLanes / kLaneGroup>(groups);
+  }
+}
+
 template <Norms kNorms, bool kAdaptive, typename T>
 void sums_as(const NetworkNormsArgs& args) {
-  using C = compute_t<T>;
-  static_assert(kSumBlock == kBlock);
-  constexpr int kSums = kNorms == Norms::pair ? kPairSums : 1;
-  constexpr bool kTwo = kAdaptive || kNorms == Norms::pair || kNorms == Norms::distance;
-  const double p = args.p, most = kNorms == Norms::power ? *args.most : 0.0;
-  const C eta = static_cast<C>(args.eta);
-  sum_spans<kSums, double>(
-      args.rows, args.count, args.spans,
-      [&](const NormRow& row, int64_t e, int64_t n, double (&v)[kSums][kSumBlock]) {
-        C x[kBlock], w[kBlock];
-        load_elements(static_cast<const T*>(row.x) + e, n, x);
-        if constexpr (kTwo) load_elements(static_cast<const T*>(row.w) + e, n, w);
-#pragma omp simd
-        for (int i = 0; i < kBlock; ++i) {
-          double terms[kSums];
-          const double b = kTwo ? static_cast<double>(w[i]) : 0.0;
-          double a = static_cast<double>(x[i]);
-          if constexpr (kAdaptive) a *= static_cast<double>(fabs(w[i]) + eta);
-          norm_terms<kNorms>(a, b, p, most, terms);
-          for (int k = 0; k < kSums; ++k) v[k][i] = terms[k];
-        }
-        for (int64_t i = n; i < kBlock; ++i)
-          for (int k = 0; k < kSums; ++k) v[k][i] = 0.0;
-      });
+  using F = Terms<kNorms, kAdaptive, T>;
+  using A = lane_t<kNorms, compute_t<T>>;
+  constexpr int kSums = F::kSums;
+  parallel_for(args.all_spans, 4, [&](int64_t begin, int64_t end) {
+    const Scratch<double> lanes(int64_t{kSums} * kSpanLanes);
+    int64_t r = 0;
+    for (int64_t span = begin; span < end; ++span) {
+      while (span >= args.rows[r].span + span_count(args.rows[r].numel)) ++r;
+      const NormRow& row = args.rows[r];
+      const F terms{static_cast<const T*>(row.x), static_cast<const T*>(row.w),
+                    static_cast<compute_t<T>>(args.eta), args.p,
+                    kNorms == Norms::power ? *args.most : 0.0};
+      const int64_t from = (span - row.span) * kSpan;
+      const int64_t n = row.numel - from < kSpan ? row.numel - from : kSpan;
+      double* const sums = args.spans + span * kSums;
+      span_sums(terms, from, n, reinterpret_cast<A*>(lanes.data()), sums);
+      if constexpr (sizeof(A) < sizeof(double))
+        if (!square_sum_holds(static_cast<float>(sums[0])))
+          span_sums(terms, from, n, lanes.data(), sums);
+    }
+  });
   for (int64_t r = 0; r < args.count; ++r) {
     const NormRow& row = args.rows[r];
     for (int k = 0; k < kSums; ++k)

@@ -17,33 +17,54 @@ __device__ __forceinline__ void load_pair(const NormRow& row, int64_t e, int64_t
   }
 }
 
+// The sums of a span with lanes of type A, in every thread.
+template <Norms kNorms, bool kAdaptive, typename A, typename T>
+__device__ __forceinline__ void span_sums(const NormRow& row, int64_t from, int64_t end,
+                                          compute_t<T> eta, double p, double most, double* shared,
+                                          double* sums) {
+  constexpr int kSums = kNorms == Norms::pair ? kPairSums : 1;
+  constexpr bool kTwo = kAdaptive || kNorms == Norms::pair || kNorms == Norms::distance;
+  A lanes[kSums][kLaneGroup] = {};
+  for (int64_t e = from + static_cast<int64_t>(threadIdx.x) * kLaneGroup; e < end;
+       e += kSpanLanes) {
+    T x[kListLanes], w[kListLanes] = {};
+    load_pair<kTwo>(row, e, end - e, x, w);
+#pragma unroll
+    for (int i = 0; i < kListLanes; ++i) {
+      A terms[kSums];
+      element_terms<kNorms, kAdaptive>(widen(x[i]), widen(w[i]), eta, p, most, terms);
+#pragma unroll
+      for (int k = 0; k < kSums; ++k)
+        if (i < end - e) lanes[k][i] += terms[k];
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) sums[k] = block_sum(lane_group_sum(lanes[k]), shared);
+}
+
 template <Norms kNorms, bool kAdaptive, typename T>
 __global__ void __launch_bounds__(kListThreads)
     network_norms_kernel(const __grid_constant__ ListChunk<NormRow> chunk, double eta, double p,
                          const double* most_at, double* spans) {
   using C = compute_t<T>;
+  using A = lane_t<kNorms, C>;
   constexpr int kSums = kNorms == Norms::pair ? kPairSums : 1;
-  constexpr bool kTwo = kAdaptive || kNorms == Norms::pair || kNorms == Norms::distance;
   RK_SHARED(double, shared, kListThreads);
   const double most = kNorms == Norms::power ? *most_at : 0.0;
-  const C shift = static_cast<C>(eta);
-  sum_span<kSums>(
-      chunk, static_cast<int>(blockIdx.x), spans, shared,
-      [&](const NormRow& row, int64_t e, int64_t left, double (&lanes)[kSums][kLaneGroup]) {
-        T x[kListLanes], w[kListLanes];
-        load_pair<kTwo>(row, e, left, x, w);
-#pragma unroll
-        for (int i = 0; i < kListLanes; ++i) {
-          double terms[kSums];
-          double a = static_cast<double>(widen(x[i])), b = 0.0;
-          if constexpr (kTwo) b = static_cast<double>(widen(w[i]));
-          if constexpr (kAdaptive) a *= static_cast<double>(fabs(widen(w[i])) + shift);
-          norm_terms<kNorms>(a, b, p, most, terms);
-#pragma unroll
-          for (int k = 0; k < kSums; ++k)
-            if (i < left) lanes[k][i] += terms[k];
-        }
-      });
+  const ListPlace at = place_of(chunk, static_cast<int>(blockIdx.x));
+  const NormRow& row = chunk.rows[at.row];
+  const int64_t from = at.tile * kSpan;
+  const int64_t end = from + kSpan < row.numel ? from + kSpan : row.numel;
+  double sums[kSums];
+  span_sums<kNorms, kAdaptive, A, T>(row, from, end, static_cast<C>(eta), p, most, shared, sums);
+  if constexpr (sizeof(A) < sizeof(double)) {
+    // The same in every thread.
+    if (!square_sum_holds(static_cast<float>(sums[0])))
+      span_sums<kNorms, kAdaptive, double, T>(row, from, end, static_cast<C>(eta), p, most, shared,
+                                              sums);
+  }
+  if (threadIdx.x == 0)
+    for (int k = 0; k < kSums; ++k) spans[(row.span + at.tile) * kSums + k] = sums[k];
 }
 
 // The largest of the block, in every thread. All threads call it.

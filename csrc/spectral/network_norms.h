@@ -6,6 +6,7 @@
 #include "core/isa.h"
 #include "core/list_sums.h"
 #include "core/math.h"
+#include "core/square_sum.h"
 
 // Sums over the tensors of a network that norms are made of: of each tensor, and of all of them. Of
 // the elements x, or of (|w| + η) x where there is a w.
@@ -55,8 +56,26 @@ REGKERN_HD double share_of(double magnitude, double most) {
   return most == 0.0 ? 0.0 : magnitude / most;
 }
 
-template <Norms kNorms>
-REGKERN_HD void norm_terms(double x, double w, double p, double most, double* out) {
+// What a lane adds up in. At most kSpan / kSpanLanes = 8 terms: in the compute type, where that
+// holds the sum of the span (core/square_sum.h), else in double. Products are added in double in
+// the first place: differences are made of their sums.
+template <Norms kNorms, typename C>
+struct LaneType {
+  using type = C;
+};
+template <typename C>
+struct LaneType<Norms::pair, C> {
+  using type = double;
+};
+template <typename C>
+struct LaneType<Norms::power, C> {
+  using type = double;
+};
+template <Norms kNorms, typename C>
+using lane_t = typename LaneType<kNorms, C>::type;
+
+template <Norms kNorms, typename A>
+REGKERN_HD void norm_terms(A x, A w, double p, double most, A* out) {
   if constexpr (kNorms == Norms::absolute) {
     out[0] = fabs(x);
   } else if constexpr (kNorms == Norms::square) {
@@ -68,9 +87,23 @@ REGKERN_HD void norm_terms(double x, double w, double p, double most, double* ou
     out[1] = x * w;
     out[2] = w * w;
   } else {
-    const double d = x - w;
+    const A d = x - w;
     out[0] = d * d;
   }
+}
+
+// The order of group_sum in core/list_sums.h.
+template <typename A>
+REGKERN_HD double lane_group_sum(const A v[kLaneGroup]) {
+  return static_cast<double>(((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])));
+}
+
+// The terms of an element, in A: of x, or (|w| + η) x.
+template <Norms kNorms, bool kAdaptive, typename A, typename C>
+REGKERN_HD void element_terms(C x, C w, C eta, double p, double most, A* out) {
+  A a = static_cast<A>(x);
+  if constexpr (kAdaptive) a *= static_cast<A>(fabs(w) + eta);
+  norm_terms<kNorms>(a, static_cast<A>(w), p, most, out);
 }
 
 // Magnitudes in the order of their bits: NaN is above infinity, and so stays.

@@ -245,8 +245,8 @@ def global_norm(tensors: Tensor | Sequence[Tensor], ord: float = 2.0) -> Tensor:
 
     Notes
     -----
-    Sums are added in double, in an order that is fixed: float32 and half squares do not overflow,
-    and no thread changes a bit. NaN and infinity stay. Bytes moved: every tensor read once, twice
+    Sums are added in an order that is fixed, so that no thread changes a bit, and in double where
+    float32 squares would overflow or vanish. NaN and infinity stay. Bytes moved: every tensor read once, twice
     for orders other than 1, 2 and infinity; the gradient reads once more and writes.
     """
     xs = checks.tensor_list("global_norm", "tensors", tensors)
@@ -478,8 +478,9 @@ def _relative_step_(
     for group in _by_dtype(ws):
         w, g, b = (_pick(each, group) for each in (ws, gs, buffers))
         if kind == "tensor":
-            sums = _norms(g, w, "pair", False, 0.0, 0.0, None)[0]
-            g_norm, w_norm = sums[:, 0].sqrt(), sums[:, 2].sqrt()
+            g_norm, w_norm = (
+                _norms(x, [], "square", False, 0.0, 0.0, None)[0][:, 0].sqrt() for x in (g, w)
+            )
             runs = [x.numel() for x in w]
         else:
             g_norm, w_norm = (_row_norms(x) for x in (g, w))
