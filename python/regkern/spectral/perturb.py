@@ -46,6 +46,37 @@ _copy_ = register("network_copy_", lambda *_: None)
 # ---- sums over lists of mixed dtypes ----
 
 
+def _listed(op: str, name: str, tensors: object) -> list[Tensor]:
+    """The tensors, checked. A network has many: texts are made for what fails alone."""
+    if isinstance(tensors, list | tuple) and len(tensors) > 0 and isinstance(tensors[0], Tensor):
+        device = tensors[0].device
+        if all(
+            isinstance(x, Tensor) and x.dtype in checks.FLOATING and x.device == device
+            for x in tensors
+        ):
+            return list(tensors)
+    return checks.tensor_list(op, name, tensors)
+
+
+def _like(
+    op: str, name: str, tensors: object, like: Sequence[Tensor], like_name: str
+) -> list[Tensor]:
+    """Tensors of the shapes and dtypes of a list."""
+    found = _listed(op, name, tensors)
+    if len(found) != len(like):
+        raise ValueError(
+            f"regkern.{op}: expected as many tensors in `{name}` as in `{like_name}`, "
+            f"{len(like)}, got {len(found)}"
+        )
+    pairs = list(zip(found, like, strict=True))
+    if found[0].device != like[0].device or not all(
+        t.shape == x.shape and t.dtype == x.dtype for t, x in pairs
+    ):
+        for i, (t, x) in enumerate(pairs):
+            checks.same(op, f"{name}[{i}]", t, x, f"{like_name}[{i}]")
+    return found
+
+
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
     """The indices of each dtype, without tensors that have no elements."""
     groups = ([i for i in g if tensors[i].numel() > 0] for g in checks.by_dtype(tensors))
@@ -186,6 +217,15 @@ class _GlobalNorm(torch.autograd.Function):
         return None, *_norm_gradients(xs, norm, g, ctx.order)
 
 
+def _recorded(xs: Sequence[Tensor]) -> bool:
+    """Whether autograd, a transform or a compiler looks at what becomes of tensors."""
+    return (
+        (torch.is_grad_enabled() and any(x.requires_grad for x in xs))
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def _norm_gradients(xs: Sequence[Tensor], norm: Tensor, g: Tensor, order: float) -> list[Tensor]:
     """In plain torch, differentiable; 0 where the norm is."""
     wide = [x.to(norm.dtype) for x in xs]
@@ -246,11 +286,13 @@ def global_norm(tensors: Tensor | Sequence[Tensor], ord: float = 2.0) -> Tensor:
     Notes
     -----
     Sums are added in an order that is fixed, so that no thread changes a bit, and in double where
-    float32 squares would overflow or vanish. NaN and infinity stay. Bytes moved: every tensor read once, twice
-    for orders other than 1, 2 and infinity; the gradient reads once more and writes.
+    float32 squares would overflow or vanish. NaN and infinity stay. Bytes moved: every tensor read
+    once, twice for orders other than 1, 2 and infinity; the gradient reads once more and writes.
     """
-    xs = checks.tensor_list("global_norm", "tensors", tensors)
+    xs = _listed("global_norm", "tensors", tensors)
     order = _check_order("global_norm", "ord", ord)
+    if not _recorded(xs):
+        return _norm_of(xs, order).to(_dtype_of(xs))
     value: Tensor = function_apply(_GlobalNorm, order, *xs)
     return value
 
@@ -295,7 +337,7 @@ def clip_norm_(
     ICML 2013.
     """
     op = "clip_norm_"
-    xs = [x.detach() for x in checks.tensor_list(op, "tensors", tensors)]
+    xs = _listed(op, "tensors", tensors)
     checks.scale(op, "max_norm", max_norm)
     norm = _norm_of(xs, _check_order(op, "ord", ord))
     factor = _ratio(_number(max_norm, norm), norm, 1.0).clamp(max=1.0)
@@ -341,9 +383,7 @@ def _buffers_of(
             f"regkern.{op}: expected `reuse` with {len(params)} buffers and storage {storage}, got "
             f"{len(reuse.buffers)} and {reuse.storage}"
         )
-    for i, (b, p) in enumerate(zip(reuse.buffers, params, strict=True)):
-        checks.same(op, f"reuse.buffers[{i}]", b, p, f"params[{i}]")
-    return reuse.buffers
+    return _like(op, "reuse.buffers", reuse.buffers, params, "params")
 
 
 @torch.no_grad()
@@ -420,8 +460,7 @@ def perturb_(
     Wang, "Adversarial weight perturbation helps robust generalization", NeurIPS 2020.
     """
     op = "perturb_"
-    originals = checks.tensor_list(op, "params", params)
-    ws = [w.detach() for w in originals]
+    ws = _listed(op, "params", params)
     gs = _like(op, "grads", grads, ws, "params")
     checks.scale(op, "rho", rho)
     checks.one_of(op, "kind", kind, ("sam", "asam", "tensor", "row"))
@@ -458,11 +497,17 @@ def perturb_(
     else:
         norm = _relative_step_(ws, gs, radius, kind, buffers, swapped)
     if swapped:
-        for original, b in zip(originals, buffers, strict=True):
-            original.data = b
-            torch.autograd.graph.increment_version(original)
-        buffers = ws
-    return Perturbation(originals, buffers, norm, storage)
+        buffers = _swap(ws, buffers)
+    return Perturbation(ws, buffers, norm, storage)
+
+
+def _swap(params: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
+    """Gives parameters other storage; what they had."""
+    old = [p.data for p in params]
+    for p, b in zip(params, buffers, strict=True):
+        p.data = b
+    torch.autograd.graph.increment_version(params)
+    return old
 
 
 def _relative_step_(
@@ -505,11 +550,11 @@ def displace_(
     reuse: Perturbation | None = None,
 ) -> Perturbation:
     """w ← w + step · v, in place, for :func:`restore_`."""
-    ws = [w.detach() for w in params]
+    ws = list(params)
     buffers = _buffers_of("displace_", ws, reuse, "kept")
     length = _number(step, ws[0])
     _step_(ws, vectors, torch.ones_like(length), length, saved=buffers)
-    return Perturbation(list(params), buffers, length, "kept")
+    return Perturbation(ws, buffers, length, "kept")
 
 
 @torch.no_grad()
@@ -548,28 +593,10 @@ def restore_(perturbation: Perturbation) -> None:
         )
     params, buffers = perturbation.params, perturbation.buffers
     if perturbation.storage == "swapped":
-        for i, p in enumerate(params):
-            used = p.data
-            p.data = buffers[i]
-            torch.autograd.graph.increment_version(p)
-            buffers[i] = used
+        buffers[:] = _swap(params, buffers)
         return
-    targets = [p.detach() for p in params]
-    for group in _by_dtype(targets):
-        _copy_(_pick(targets, group), _pick(buffers, group))
-
-
-def _like(op: str, name: str, tensors: object, like: list[Tensor], like_name: str) -> list[Tensor]:
-    """Tensors of the shapes and dtypes of a list, without gradients."""
-    found = checks.tensor_list(op, name, tensors)
-    if len(found) != len(like):
-        raise ValueError(
-            f"regkern.{op}: expected as many tensors in `{name}` as in `{like_name}`, "
-            f"{len(like)}, got {len(found)}"
-        )
-    for i, (t, x) in enumerate(zip(found, like, strict=True)):
-        checks.same(op, f"{name}[{i}]", t, x, f"{like_name}[{i}]")
-    return [t.detach() for t in found]
+    for group in _by_dtype(params):
+        _copy_(_pick(params, group), _pick(buffers, group))
 
 
 # ---- projections ----
@@ -619,7 +646,7 @@ def project_(
     CVPR 2021.
     """
     op = "project_"
-    xs = [x.detach() for x in checks.tensor_list(op, "tensors", tensors)]
+    xs = _listed(op, "tensors", tensors)
     checks.scale(op, "radius", radius)
     checks.one_of(op, "per", per, ("tensor", "all"))
     gs = [] if grads is None else _like(op, "grads", grads, xs, "tensors")
@@ -681,7 +708,7 @@ def remove_component_(
     Prieto, Barsbey, Mediano and Birdal, "Grokking at the edge of numerical stability", ICLR 2025.
     """
     op = "remove_component_"
-    gs = [g.detach() for g in checks.tensor_list(op, "tensors", tensors)]
+    gs = _listed(op, "tensors", tensors)
     ws = _like(op, "directions", directions, gs, "tensors")
     for group in _by_dtype(gs):
         g, w = _pick(gs, group), _pick(ws, group)
@@ -736,7 +763,7 @@ def filter_normalize_(
     NeurIPS 2018.
     """
     op = "filter_normalize_"
-    ds = [d.detach() for d in checks.tensor_list(op, "directions", directions)]
+    ds = _listed(op, "directions", directions)
     ws = _like(op, "params", params, ds, "directions")
     checks.one_of(op, "vectors", vectors, ("zero", "keep"))
     if vectors == "zero":
@@ -828,9 +855,8 @@ def distance_penalty(
     forms; which of them serves in which experiment has not been confirmed.
     """
     op = "distance_penalty"
-    xs = checks.tensor_list(op, "tensors", tensors)
-    _like(op, "anchors", anchors, xs, "tensors")
-    others = checks.tensor_list(op, "anchors", anchors)
+    xs = _listed(op, "tensors", tensors)
+    others = _like(op, "anchors", anchors, xs, "tensors")
     checks.one_of(op, "form", form, ("squared", "negative", "inverse", "exponential"))
     checks.scale(op, "alpha", alpha)
     square: Tensor = function_apply(_Distance, len(xs), *xs, *others)
