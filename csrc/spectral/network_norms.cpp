@@ -1,6 +1,7 @@
 #include "spectral/network_norms.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "core/parallel.h"
 
@@ -20,12 +21,10 @@ struct Terms {
   C eta;
   double p, most;
 
-  template <typename A>
-  void add(int64_t i, A* sums) const {
-    A out[kSums];
+  template <typename A, int k = 0>
+  A term(int64_t i) const {
     const C second = kTwo ? widen(w[i]) : C(0);
-    element_terms<kNorms, kAdaptive>(widen(x[i]), second, eta, p, most, out);
-    for (int k = 0; k < kSums; ++k) sums[k] += out[k];
+    return element_term<kNorms, kAdaptive, k, A>(widen(x[i]), second, eta, p, most);
   }
 };
 
@@ -33,14 +32,26 @@ struct Terms {
 // value: what is captured must not be thought to change with the lanes.
 template <int kStripes, typename A, typename F>
 void add_stripes(const F terms, int64_t from, int count, A* lanes) {
-  constexpr int kSums = F::kSums;
+  static_assert(kStripes == 1 || kStripes == 4);
+  constexpr int64_t one = kSpanLanes, two = 2 * one, three = 3 * one;
+  const auto add = [&](auto sum, A* lane) {
+    constexpr int k = decltype(sum)::value;
 #pragma omp simd
-  for (int i = 0; i < count; ++i) {
-    A sums[kSums];
-    for (int k = 0; k < kSums; ++k) sums[k] = lanes[k * kSpanLanes + i];
-    for (int stripe = 0; stripe < kStripes; ++stripe)
-      terms.add(from + stripe * kSpanLanes + i, sums);
-    for (int k = 0; k < kSums; ++k) lanes[k * kSpanLanes + i] = sums[k];
+    for (int i = 0; i < count; ++i) {
+      const int64_t e = from + i;
+      A value = lane[i] + terms.template term<A, k>(e);
+      if constexpr (kStripes == 4) {
+        value += terms.template term<A, k>(e + one);
+        value += terms.template term<A, k>(e + two);
+        value += terms.template term<A, k>(e + three);
+      }
+      lane[i] = value;
+    }
+  };
+  add(std::integral_constant<int, 0>{}, lanes);
+  if constexpr (F::kSums == kPairSums) {
+    add(std::integral_constant<int, 1>{}, lanes + kSpanLanes);
+    add(std::integral_constant<int, 2>{}, lanes + 2 * kSpanLanes);
   }
 }
 

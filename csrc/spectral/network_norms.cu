@@ -22,6 +22,7 @@ template <Norms kNorms, bool kAdaptive, typename A, typename T>
 __device__ __forceinline__ void span_sums(const NormRow& row, int64_t from, int64_t end,
                                           compute_t<T> eta, double p, double most, double* shared,
                                           double* sums) {
+  using C = compute_t<T>;
   constexpr int kSums = kNorms == Norms::pair ? kPairSums : 1;
   constexpr bool kTwo = kAdaptive || kNorms == Norms::pair || kNorms == Norms::distance;
   A lanes[kSums][kLaneGroup] = {};
@@ -31,11 +32,13 @@ __device__ __forceinline__ void span_sums(const NormRow& row, int64_t from, int6
     load_pair<kTwo>(row, e, end - e, x, w);
 #pragma unroll
     for (int i = 0; i < kListLanes; ++i) {
-      A terms[kSums];
-      element_terms<kNorms, kAdaptive>(widen(x[i]), widen(w[i]), eta, p, most, terms);
-#pragma unroll
-      for (int k = 0; k < kSums; ++k)
-        if (i < end - e) lanes[k][i] += terms[k];
+      const C first = widen(x[i]), second = widen(w[i]);
+      if (i >= end - e) continue;
+      lanes[0][i] += element_term<kNorms, kAdaptive, 0, A>(first, second, eta, p, most);
+      if constexpr (kSums == kPairSums) {
+        lanes[1][i] += element_term<kNorms, kAdaptive, 1, A>(first, second, eta, p, most);
+        lanes[2][i] += element_term<kNorms, kAdaptive, 2, A>(first, second, eta, p, most);
+      }
     }
   }
 #pragma unroll
@@ -43,7 +46,7 @@ __device__ __forceinline__ void span_sums(const NormRow& row, int64_t from, int6
 }
 
 template <Norms kNorms, bool kAdaptive, typename T>
-__global__ void __launch_bounds__(kListThreads)
+__global__ void __launch_bounds__(kListThreads, 2)
     network_norms_kernel(const __grid_constant__ ListChunk<NormRow> chunk, double eta, double p,
                          const double* most_at, double* spans) {
   using C = compute_t<T>;
@@ -82,7 +85,7 @@ __device__ __forceinline__ double block_largest(double value, double* shared) {
 }
 
 template <bool kAdaptive, typename T>
-__global__ void __launch_bounds__(kListThreads)
+__global__ void __launch_bounds__(kListThreads, 2)
     network_largest_kernel(const __grid_constant__ ListChunk<NormRow> chunk, double eta,
                            double* spans) {
   using C = compute_t<T>;

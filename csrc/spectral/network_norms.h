@@ -74,21 +74,20 @@ struct LaneType<Norms::power, C> {
 template <Norms kNorms, typename C>
 using lane_t = typename LaneType<kNorms, C>::type;
 
-template <Norms kNorms, typename A>
-REGKERN_HD void norm_terms(A x, A w, double p, double most, A* out) {
+// The k-th sum's term. Not an array of them: gcc would keep one in memory.
+template <Norms kNorms, int k, typename A>
+REGKERN_HD A norm_term(A x, A w, double p, double most) {
   if constexpr (kNorms == Norms::absolute) {
-    out[0] = fabs(x);
+    return fabs(x);
   } else if constexpr (kNorms == Norms::square) {
-    out[0] = x * x;
+    return x * x;
   } else if constexpr (kNorms == Norms::power) {
-    out[0] = unit_power(share_of(fabs(x), most), p);
+    return unit_power(share_of(fabs(x), most), p);
   } else if constexpr (kNorms == Norms::pair) {
-    out[0] = x * x;
-    out[1] = x * w;
-    out[2] = w * w;
+    return k == 0 ? x * x : k == 1 ? x * w : w * w;
   } else {
     const A d = x - w;
-    out[0] = d * d;
+    return d * d;
   }
 }
 
@@ -98,12 +97,12 @@ REGKERN_HD double lane_group_sum(const A v[kLaneGroup]) {
   return static_cast<double>(((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])));
 }
 
-// The terms of an element, in A: of x, or (|w| + η) x.
-template <Norms kNorms, bool kAdaptive, typename A, typename C>
-REGKERN_HD void element_terms(C x, C w, C eta, double p, double most, A* out) {
+// The term of an element, in A: of x, or (|w| + η) x.
+template <Norms kNorms, bool kAdaptive, int k, typename A, typename C>
+REGKERN_HD A element_term(C x, C w, C eta, double p, double most) {
   A a = static_cast<A>(x);
   if constexpr (kAdaptive) a *= static_cast<A>(fabs(w) + eta);
-  norm_terms<kNorms>(a, static_cast<A>(w), p, most, out);
+  return norm_term<kNorms, k>(a, static_cast<A>(w), p, most);
 }
 
 // Magnitudes in the order of their bits: NaN is above infinity, and so stays.

@@ -46,8 +46,9 @@ class Muon(torch.optim.Optimizer):
     method : {"newton_schulz", "polar_express"}
         As in :func:`regkern.spectral.orthogonalize`; the second does not look at
         ``ns_coefficients``.
-    dtype : torch.dtype, default torch.bfloat16
-        What is orthogonalized in. float32 is the quicker one on a CPU without bfloat16 products.
+    dtype : torch.dtype, optional
+        What is orthogonalized in. Default: bfloat16, as torch has it; on the CPU float32, since one
+        without bfloat16 products takes a hundred times as long for them.
 
     Raises
     ------
@@ -57,7 +58,8 @@ class Muon(torch.optim.Optimizer):
     Notes
     -----
     Matrices of one shape, or of one and its transpose, go through one batch of products. torch
-    computes the norm of a gradient in bfloat16, this in float32: steps differ by that rounding.
+    orthogonalizes in bfloat16 everywhere, and rounds the norm of the gradient to that: steps differ
+    by a few percent of the learning rate.
 
     References
     ----------
@@ -78,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
         *,
         method: Literal["newton_schulz", "polar_express"] = "newton_schulz",
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -169,12 +171,17 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - mu)
         updates = list(torch._foreach_lerp(grads, buffers, mu)) if group["nesterov"] else buffers
         express = group["method"] == "polar_express"
+        dtype = group["dtype"]
+        if dtype is None and not params[0].is_cpu:
+            dtype = torch.bfloat16
+        elif dtype is None:
+            dtype = torch.float32
         updates = orthogonalize(
             updates,
             group["ns_steps"],
             method=group["method"],
             coefficients=None if express else group["ns_coefficients"],
-            dtype=group["dtype"],
+            dtype=dtype,
         )
         lr = group["lr"]
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
