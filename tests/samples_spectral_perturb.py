@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from regkern.reference.spectral import perturb as reference
-from regkern.spectral import perturb as ours
+from regkern.spectral import network as ours
 from sample import Sample
 from torch import Tensor
 

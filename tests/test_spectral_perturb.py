@@ -9,6 +9,7 @@ import pytest
 import torch
 from recording import Recorder, replay
 from regkern.reference.spectral import perturb as reference
+from regkern.spectral import network as N
 from regkern.spectral import perturb as P
 from torch import Tensor
 
@@ -46,7 +47,7 @@ dtypes = pytest.mark.parametrize("kinds", [(torch.float32,), (torch.float64,), M
 def test_global_norm(kinds: tuple[torch.dtype, ...], order: float) -> None:
     xs = [x.requires_grad_() for x in network(1, *kinds)]
     twins = [x.detach().double().requires_grad_() for x in xs]
-    value, expected = P.global_norm(xs, order), reference.global_norm(twins, order)
+    value, expected = N.global_norm(xs, order), reference.global_norm(twins, order)
     assert value.dtype == (torch.float32 if torch.float64 not in kinds else torch.float64)
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
     ours = torch.autograd.grad(3 * value, xs)
@@ -56,25 +57,25 @@ def test_global_norm(kinds: tuple[torch.dtype, ...], order: float) -> None:
 def test_squares_do_not_overflow_or_vanish() -> None:
     for dtype, size in ((torch.float16, 6e4), (torch.float32, 3e37), (torch.float32, 1e-40)):
         x = torch.full((100,), size, dtype=dtype)
-        assert float(P.global_norm(x)) == pytest.approx(10 * float(x[0]), rel=1e-6)
+        assert float(N.global_norm(x)) == pytest.approx(10 * float(x[0]), rel=1e-6)
 
 
 def test_norm_of_nothing() -> None:
     for order in (1, 2, 3, math.inf):
         x = torch.zeros(3, 4, requires_grad=True)
-        value = P.global_norm([x, torch.zeros(0)], order)
+        value = N.global_norm([x, torch.zeros(0)], order)
         assert value == 0
         assert torch.equal(torch.autograd.grad(value, x)[0], torch.zeros(3, 4))
-    assert P.global_norm(torch.zeros(0)) == 0
+    assert N.global_norm(torch.zeros(0)) == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_seen(bad: float) -> None:
     for order in (1, 2, 3, math.inf):
         x = torch.tensor([1.0, bad, 2.0])
-        assert str(float(P.global_norm([x, torch.ones(2)], order))) == str(bad)
+        assert str(float(N.global_norm([x, torch.ones(2)], order))) == str(bad)
     grads = [torch.tensor([1.0, bad]), torch.ones(2)]
-    assert str(float(P.clip_norm_(grads, 1.0))) == str(bad)
+    assert str(float(N.clip_norm_(grads, 1.0))) == str(bad)
     assert grads[0].isnan().any()
     for kind in ("sam", "asam", "tensor", "row"):
         w = [torch.ones(2), torch.ones(2, 2)]
@@ -87,11 +88,11 @@ def test_what_is_not_finite_is_seen(bad: float) -> None:
 def test_second_derivatives() -> None:
     x, y = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (5, 3))
     for order in (1, 2, 2.5, math.inf):
-        call = lambda a, b, o=order: P.global_norm([a, b], o)  # noqa: E731
+        call = lambda a, b, o=order: N.global_norm([a, b], o)  # noqa: E731
         assert torch.autograd.gradcheck(call, (x, y))
         assert torch.autograd.gradgradcheck(call, (x, y))
     for form in ("squared", "negative", "inverse", "exponential"):
-        call = lambda a, b, f=form: P.distance_penalty([a], [b], f, 0.3)  # noqa: E731
+        call = lambda a, b, f=form: N.distance_penalty([a], [b], f, 0.3)  # noqa: E731
         a, b = x, (2 * x).detach().requires_grad_()
         assert torch.autograd.gradcheck(call, (a, b))
         assert torch.autograd.gradgradcheck(call, (a, b))
@@ -102,7 +103,7 @@ def test_clipping(kinds: tuple[torch.dtype, ...]) -> None:
     for order, most in ((2.0, 1.0), (2.0, 1e9), (1.0, 7.0), (math.inf, torch.tensor(0.5))):
         xs = network(2, *kinds)
         before = [x.clone() for x in xs]
-        norm = P.clip_norm_(xs, most, order)
+        norm = N.clip_norm_(xs, most, order)
         expected = reference.clip_norm(wide(before), float(most), order)
         close(xs, expected)
         torch.testing.assert_close(
@@ -118,7 +119,7 @@ def test_clipping_agrees_with_torch() -> None:
         p.grad = torch.randn_like(p)
     ours = [p.grad.clone() for p in params if p.grad is not None]
     torch.nn.utils.clip_grad_norm_(params, 1.0)
-    P.clip_norm_(ours, 1.0)
+    N.clip_norm_(ours, 1.0)
     for p, g in zip(params, ours, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-5, atol=1e-7)
 
@@ -167,8 +168,8 @@ def test_large_lists_that_go_past_the_cache() -> None:
             torch.testing.assert_close(p, b + factor * g, rtol=1e-12, atol=1e-14)
         P.restore_(saved)
         assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
-    P.clip_norm_(params, 1.0)
-    assert float(P.global_norm(params)) == pytest.approx(1.0)
+    N.clip_norm_(params, 1.0)
+    assert float(N.global_norm(params)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
@@ -242,7 +243,7 @@ def test_distance(kinds: tuple[torch.dtype, ...], form: Any) -> None:
     xs = [x.requires_grad_() for x in network(11, *kinds)]
     anchors = network(12, *kinds)
     twins = [x.detach().double().requires_grad_() for x in xs]
-    value = P.distance_penalty(xs, anchors, form, 1e-5)
+    value = N.distance_penalty(xs, anchors, form, 1e-5)
     expected = reference.distance_penalty(twins, wide(anchors), form, 1e-5)
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=1e-12)
     close(list(torch.autograd.grad(value, xs)), list(torch.autograd.grad(expected, twins)))
@@ -254,9 +255,9 @@ def test_same_bits_elsewhere(emulator: Any) -> None:
         for dtype in MIXED:
             xs, gs = network(1, dtype), network(2, dtype)
             for order in (1, 2, 3.5, math.inf):
-                P.clip_norm_([x.clone() for x in xs], 3.0, order)
+                N.clip_norm_([x.clone() for x in xs], 3.0, order)
                 # What float32 squares cannot hold.
-                P.clip_norm_([1e-4 * x if dtype == torch.float16 else 1e-30 * x for x in xs], 1.0)
+                N.clip_norm_([1e-4 * x if dtype == torch.float16 else 1e-30 * x for x in xs], 1.0)
             for options in CASES:
                 for storage in ("kept", "swapped"):
                     saved = P.perturb_(xs, gs, 0.3, storage=storage, **options)  # type: ignore[arg-type]
@@ -265,8 +266,8 @@ def test_same_bits_elsewhere(emulator: Any) -> None:
             P.remove_component_(gs, xs, rescale=True)
             P.filter_normalize_(gs, xs)
             leaves = [x.requires_grad_() for x in xs]
-            P.distance_penalty(leaves, gs, "exponential").backward()
-            P.global_norm(leaves).backward()
+            N.distance_penalty(leaves, gs, "exponential").backward()
+            N.global_norm(leaves).backward()
     expected = replay(recorder.calls, "regkern")
     threads = torch.get_num_threads()
     try:
@@ -281,11 +282,11 @@ def test_same_bits_elsewhere(emulator: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda x: P.global_norm([]), ValueError, "a tensor in `tensors`, got none"),
-        (lambda x: P.global_norm(x.int()), TypeError, r"`tensors\[0\]` of dtype float32"),
-        (lambda x: P.global_norm(x, 0.5), ValueError, "`ord` to be at least 1, got 0.5"),
-        (lambda x: P.global_norm(x, "2"), TypeError, "`ord` to be a number"),
-        (lambda x: P.clip_norm_(x, -1.0), ValueError, "`max_norm` to be at least 0"),
+        (lambda x: N.global_norm([]), ValueError, "a tensor in `tensors`, got none"),
+        (lambda x: N.global_norm(x.int()), TypeError, r"`tensors\[0\]` of dtype float32"),
+        (lambda x: N.global_norm(x, 0.5), ValueError, "`ord` to be at least 1, got 0.5"),
+        (lambda x: N.global_norm(x, "2"), TypeError, "`ord` to be a number"),
+        (lambda x: N.clip_norm_(x, -1.0), ValueError, "`max_norm` to be at least 0"),
         (lambda x: P.perturb_(x, x, -1.0), ValueError, "`rho` to be at least 0"),
         (lambda x: P.perturb_(x, x, 1.0, p=1.0), ValueError, "`p` to be above 1, got 1.0"),
         (lambda x: P.perturb_(x, [x, x], 1.0), ValueError, "as in `params`, 1, got 2"),
@@ -296,7 +297,7 @@ def test_same_bits_elsewhere(emulator: Any) -> None:
         (lambda x: P.project_(x, 1.0, per="row"), ValueError, "`per` to be one of tensor, all"),
         (lambda x: P.remove_component_(x, x[0]), ValueError, r"`directions\[0\]` like"),
         (lambda x: P.filter_normalize_(x, x, "drop"), ValueError, "`vectors` to be one of"),
-        (lambda x: P.distance_penalty(x, x, "far"), ValueError, "`form` to be one of squared"),
+        (lambda x: N.distance_penalty(x, x, "far"), ValueError, "`form` to be one of squared"),
     ],
 )
 def test_errors(call: Any, error: type[Exception], text: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern.spectral.perturb import clip_norm_
+from regkern.spectral.network import clip_norm_
 
 
 def clip_grad_norm_(

@@ -12,12 +12,11 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern.optim.wrapped import WrappedOptimizer
 from regkern.spectral.gradient_penalties import SCHEMES, penalized_gradient
+from regkern.spectral.network import global_norm, linear_combination
 from regkern.spectral.perturb import (
     Kind,
     Perturbation,
     displace_,
-    global_norm,
-    linear_combination,
     perturb_,
     project_,
     remove_component_,

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern.spectral.perturb import (
-    clip_norm_,
-    displace_,
-    global_norm,
-    linear_combination,
-    restore_,
-)
+from regkern.spectral.network import clip_norm_, global_norm, linear_combination
+from regkern.spectral.perturb import displace_, restore_
 
 #: Returns a loss, or the gradients by the parameters.
 Gradient = Callable[[], Tensor | Sequence[Tensor]]

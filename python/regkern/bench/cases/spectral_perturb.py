@@ -12,7 +12,8 @@ from regkern.bench.case import Case, Inputs, Rival, Run
 from regkern.bench.networks import parts, resnet50, size
 from regkern.reference.spectral import perturb as reference
 from regkern.reference.spectral import polar as polar_reference
-from regkern.spectral.perturb import Perturbation, clip_norm_, global_norm, perturb_, restore_
+from regkern.spectral.network import clip_norm_, global_norm
+from regkern.spectral.perturb import Perturbation, perturb_, restore_
 from regkern.spectral.polar import STEEP, orthogonalize, polar_express_coefficients
 
 #: All parameters one behind the other.
