@@ -63,8 +63,7 @@ std::tuple<Tensor, Tensor> network_norms(Tensors xs, Tensors ws, std::string nor
     NormRow row{};
     row.numel = xs[i].numel();
     row.span = a.all_spans;
-    if (row.numel == 0)
-      check.that(false, item_name("xs", i) + " with elements", sizes_name(xs[i]));
+    if (row.numel == 0) check.that(false, item_name("xs", i) + " with elements", sizes_name(xs[i]));
     row.x = read.row_major(xs[i]);
     if (!ws.empty()) row.w = read.row_major(ws[i]);
     a.all_spans += span_count(row.numel);
