@@ -54,6 +54,11 @@ EXCEPTIONS = {
     r"\bcomplex_kernel<": 80,
     # Three sums of eight lanes in double.
     r"\bnetwork_sums_kernel<": 80,
+    # The same from two tensors; a power is a logarithm and an exponential in double.
+    r"\bnetwork_norms_kernel<\(regkern::spectral::Norms\)4": 120,
+    r"\bnetwork_norms_kernel<": 96,
+    # Eight doubles of two tensors, and a power of each.
+    r"\bnetwork_combine_kernel<[^>]*Direction\)2, double>": 88,
     # Two rows of doubles a thread, and the sums of 16 warps; 512 threads are a block.
     r"\bpair_blocks_kernel<double>": 88,
     # Long groups: stripes that stay in registers while the block adds again in double. 20 and 16
@@ -113,6 +118,8 @@ WIDE_ACCESSES = {
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, regkern::bfloat16, true>": 2,
     r"\bgroup_rows_kernel<\(regkern::proximal::Before\)0, float, false>": 4,
     r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
+    r"\bnetwork_combine_kernel<\(regkern::spectral::Direction\)0, float>": 2,
+    r"\bnetwork_copy_kernel<unsigned int>": 2,
     r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
 }
