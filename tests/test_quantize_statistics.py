@@ -375,7 +375,7 @@ def test_penalty_makes_weights_uniform() -> None:
 
 
 def test_penalty_errors() -> None:
-    with pytest.raises(ValueError, match="`weights` of at least one tensor"):
+    with pytest.raises(ValueError, match="expected a tensor in `weights`, got none"):
         moments_penalty([])
     with pytest.raises(TypeError, match="`weights\\[1\\]` of dtype"):
         moments_penalty([torch.zeros(2), torch.zeros(2, dtype=torch.int32)])

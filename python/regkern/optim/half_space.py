@@ -58,14 +58,12 @@ def half_space_project_(
     pruning framework", NeurIPS 2021.
     """
     op = "optim.half_space_project_"
-    xs = [new] if isinstance(new, Tensor) else list(new)
-    ys = [old] if isinstance(old, Tensor) else list(old)
+    xs, ys = checks.tensor_list(op, "new", new), checks.tensor_list(op, "old", old)
     if len(xs) != len(ys):
         raise ValueError(
             f"regkern.{op}: expected as many tensors in `old`, {len(xs)}, got {len(ys)}"
         )
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        checks.floating(op, f"new[{i}]", x)
         checks.same(op, f"old[{i}]", y, x, f"new[{i}]")
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise TypeError(f"regkern.{op}: expected `eps` to be a number, got {eps!r}")

@@ -630,16 +630,12 @@ def prox_linf_(
     read as they lie; groups that are columns are gathered sixteen at a time.
     """
     op = "prox_linf_"
-    xs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    xs = checks.tensor_list(op, "tensors", tensors)
     slices: list[int] = []
-    for i, x in enumerate(xs):
-        checks.floating(op, f"tensors[{i}]", x)
-        checks.on_device(op, f"tensors[{i}]", x, xs[0])
+    for x in xs:
         d = check_dim(op, x, dim)
         shape = x.shape
         slices += [1, math.prod(shape[:d]), shape[d], math.prod(shape[d + 1 :])]
-    if not xs:
-        return ProxReport((), torch.zeros((), dtype=torch.int64))
     if isinstance(thresholds, Tensor) or not isinstance(thresholds, Sequence):
         given: Sequence[Any] = [thresholds]
     else:
