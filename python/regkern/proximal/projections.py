@@ -42,13 +42,13 @@ def _fake_gradient(
 
 
 def _fake_in_place(
-    xs: Sequence[Tensor], ts: Sequence[Tensor], slices: Sequence[int], law: str
-) -> tuple[list[Tensor], Tensor]:
-    thetas = [
-        x.new_empty((slices[4 * i] * slices[4 * i + 2],), dtype=compute_dtype(x))
-        for i, x in enumerate(xs)
-    ]
-    return thetas, xs[0].new_empty((), dtype=torch.int64)
+    xs: Sequence[Tensor],
+    thetas: Sequence[Tensor],
+    ts: Sequence[Tensor],
+    slices: Sequence[int],
+    law: str,
+) -> Tensor:
+    return xs[0].new_empty((), dtype=torch.int64)
 
 
 _row_threshold = register("row_threshold", _fake_row_threshold)
@@ -657,8 +657,12 @@ def prox_linf_(
                 f"{tuple(value.shape)}"
             )
         ts.append(value.detach().reshape(-1).to(device=xs[0].device, dtype=torch.float64))
+    thetas = [
+        x.new_empty((count,), dtype=compute_dtype(x))
+        for x, count in zip(xs, slices[2::4], strict=True)
+    ]
     with torch.no_grad():
-        thetas, zeros = _row_threshold_(xs, ts, slices, "linf")
+        zeros = _row_threshold_(xs, thetas, ts, slices, "linf")
     return ProxReport(tuple(thetas), zeros)
 
 
