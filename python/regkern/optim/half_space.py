@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +73,7 @@ def half_space_project_(
     elif not isinstance(groups, Groups):
         raise TypeError(f"regkern.{op}: expected `groups` to be a Groups, got {type(groups)}")
     with torch.no_grad():
-        batches: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, int]]] = {}
+        batches: dict[torch.dtype, list[tuple[Tensor, Tensor, int]]] = {}
         copies: list[tuple[Tensor, Tensor]] = []
         for x, y in zip(xs, ys, strict=True):
             if x.numel() == 0:
@@ -92,7 +91,7 @@ def half_space_project_(
                 whole, y = x, y.reshape(view).transpose(0, 1).contiguous()
                 x = x.reshape(view).transpose(0, 1).contiguous()
                 copies.append((whole, x))
-            batches.setdefault((x.device, x.dtype), []).append((x, y, outer * inner))
+            batches.setdefault(x.dtype, []).append((x, y, outer * inner))
         for batch in batches.values():
             each, before, runs = zip(*batch, strict=True)
             _project_(list(each), list(before), list(runs), float(eps))
