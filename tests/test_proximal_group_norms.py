@@ -233,11 +233,12 @@ def test_overlap_value_between_its_bounds(groups: list[list[int]]) -> None:
     for k, g in enumerate(groups):
         member[k, g] = 1.0
     logits = torch.zeros(len(groups), 10, dtype=torch.float64, requires_grad=True)
-    descent = torch.optim.Adam([logits], lr=0.05)
-    for _ in range(1000):
+    descent = torch.optim.Adam([logits], lr=0.1)
+    costs = torch.tensor(w, dtype=torch.float64)
+    for _ in range(300):
         share = torch.softmax(logits.masked_fill(member == 0, -math.inf), 0)
         norms = ((x * share).square().sum(1) + 1e-16).sqrt()
-        upper = (norms * torch.tensor(w, dtype=torch.float64)).sum()
+        upper = (norms * costs).sum()
         descent.zero_grad()
         upper.backward()
         descent.step()
