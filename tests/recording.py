@@ -1,4 +1,4 @@
-"""Records the raw ops that a call makes, and runs a record again elsewhere.
+"""Records the raw ops that a call makes, runs a record again elsewhere, and compares.
 
 As a program it replays: another instruction set (REGKERN_CPU_CAPABILITY), the emulator, or the
 emulator under sanitizers are other processes.
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
 def _copy(value: Any, device: str = "cpu") -> Any:
     """A tensor of the same values and strides that shares nothing."""
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         return value
     detached = value.detach()
     out = torch.empty_strided(
@@ -62,6 +63,42 @@ def replay(calls: list[Call], namespace: str, device: str = "cpu") -> list[Any]:
         ]
         outputs.append((result, mutated))
     return outputs
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bitwise, in structure, dtype and value (NaN equals NaN)."""
+    flat_a, spec_a = tree_flatten(a)
+    flat_b, spec_b = tree_flatten(b)
+    if spec_a != spec_b:
+        return False
+    for x, y in zip(flat_a, flat_b, strict=True):
+        if not isinstance(x, Tensor):
+            if x != y:
+                return False
+        elif x.shape != y.shape or x.dtype != y.dtype or x.stride() != y.stride():
+            return False
+        elif x.is_floating_point():
+            # The payload of a NaN is the processor's business.
+            same = (_bits(x) == _bits(y)) | (x.isnan() & y.isnan())
+            if not bool(same.all()):
+                return False
+        elif not torch.equal(x, y):
+            return False
+    return True
+
+
+def _bits(x: Tensor) -> Tensor:
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.detach().contiguous().view(kind)
+
+
+def differences(calls: list[Call], expected: list[Any], actual: list[Any]) -> list[str]:
+    """The calls whose outputs differ."""
+    return [
+        f"{call[0]}{tuple(a if not isinstance(a, Tensor) else tuple(a.shape) for a in call[1])}"
+        for call, x, y in zip(calls, expected, actual, strict=True)
+        if not equal(x, y)
+    ]
 
 
 def main(record: str, output: str, library: str | None = None) -> None:

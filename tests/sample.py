@@ -1,4 +1,4 @@
-"""What a sample of the registry is."""
+"""What the samples of the registry are."""
 
 from __future__ import annotations
 
@@ -67,3 +67,38 @@ class Sample:
 
     def reference(self, *tensors: Tensor) -> Any:
         return self.definition(*tensors, **self.options)
+
+
+# With an empty tensor, and with more elements than a block of any kernel.
+LIST_SHAPES: tuple[tuple[int, ...], ...] = ((5, 3, 2), (7,), (2, 0), (3, 700))
+
+
+@dataclass(frozen=True)
+class ListSample:
+    """`change(xs, *others)` writes the tensors of the list xs in one call, and `definition(xs,
+    *others)` returns what they are then.
+
+    `others` are `lists` - 1 more lists of the same shapes, gradients say, which are read.
+    """
+
+    op: str
+    name: str
+    change: Callable[..., Any]
+    definition: Callable[..., list[Tensor]]
+    shapes: tuple[tuple[int, ...], ...] = LIST_SHAPES
+    lists: int = 1
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    # Whether a call may have several dtypes; whether the tensors know nothing of each other.
+    mixed: bool = True
+    separate: bool = True
+    compiles: bool = True
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def tensors(self, dtype: torch.dtype = torch.float32) -> list[list[Tensor]]:
+        return [
+            [normal(shape, dtype, 10 * k + i) for i, shape in enumerate(self.shapes)]
+            for k in range(self.lists)
+        ]

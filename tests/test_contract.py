@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import regkern
 import torch
-from recording import Call, Recorder, replay
+from recording import Call, Recorder, differences, equal, replay
 from regkern._registration import DIFFERENTIABLE
 from samples import SAMPLES, Sample
 from torch import Tensor
@@ -32,33 +34,6 @@ every = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.id)
 differentiable = pytest.mark.parametrize(
     "sample", [s for s in SAMPLES if s.differentiable], ids=lambda s: s.id
 )
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Bitwise, in structure, dtype and value (NaN equals NaN)."""
-    flat_a, spec_a = tree_flatten(a)
-    flat_b, spec_b = tree_flatten(b)
-    if spec_a != spec_b:
-        return False
-    for x, y in zip(flat_a, flat_b, strict=True):
-        if not isinstance(x, Tensor):
-            if x != y:
-                return False
-        elif x.shape != y.shape or x.dtype != y.dtype or x.stride() != y.stride():
-            return False
-        elif x.is_floating_point():
-            # The payload of a NaN is the processor's business.
-            same = (_bits(x) == _bits(y)) | (x.isnan() & y.isnan())
-            if not bool(same.all()):
-                return False
-        elif not torch.equal(x, y):
-            return False
-    return True
-
-
-def _bits(x: Tensor) -> Tensor:
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    return x.detach().contiguous().view(kind)
 
 
 def record(sample: Sample, backward: bool = True) -> list[Call]:
@@ -348,21 +323,28 @@ def test_same_bits_for_any_number_of_threads(sample: Sample) -> None:
 # ---- the same bits elsewhere: other instruction sets, the emulated CUDA kernels ----
 
 
+# Test modules with a `record()` of calls that no sample makes: lists, optimizers, odd lengths.
+RECORDERS = (
+    "test_contract_lists",
+    "test_proximal_complex",
+    "test_proximal_groups",
+    "test_proximal_optim",
+    "test_quantize_optim",
+)
+
+
+@functools.cache
+def _more_calls() -> list[Call]:
+    return [call for name in RECORDERS for call in importlib.import_module(name).record()]
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Call], list[Any]]:
-    """All raw calls of all samples, in a file, with this process's outputs."""
-    calls = [call for sample in SAMPLES for call in record(sample)]
+    """All raw calls of all samples and more, in a file, with this process's outputs."""
+    calls = [call for sample in SAMPLES for call in record(sample)] + _more_calls()
     path = tmp_path_factory.mktemp("recorded") / "calls.pt"
     torch.save(calls, path)
     return path, calls, replay(calls, "regkern")
-
-
-def _differences(calls: list[Call], expected: list[Any], actual: list[Any]) -> list[str]:
-    return [
-        f"{call[0]}{tuple(a if not isinstance(a, Tensor) else tuple(a.shape) for a in call[1])}"
-        for call, x, y in zip(calls, expected, actual, strict=True)
-        if not equal(x, y)
-    ]
 
 
 def _replay_elsewhere(
@@ -377,7 +359,7 @@ def _replay_elsewhere(
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr[-8000:]
-    different = _differences(calls, expected, torch.load(out, weights_only=False))
+    different = differences(calls, expected, torch.load(out, weights_only=False))
     assert not different, f"{len(different)} of {len(calls)} calls differ: {different[:5]}"
     return run.stdout
 
@@ -388,13 +370,44 @@ replays = pytest.mark.xdist_group("recorded")
 
 @replays
 def test_opcheck_traces_every_graph(recorded: Any) -> None:
-    """The slow part of opcheck, once for every op and set of optional arguments."""
+    """The slow part of opcheck, once for every op and set of optional arguments of the samples."""
     _, calls, _ = recorded
     graphs: dict[tuple[Any, ...], Call] = {}
-    for call in calls:
+    for call in calls[: len(calls) - len(_more_calls())]:
         graphs.setdefault((call[0], tuple(a is None for a in call[1])), call)
     for name, args, kwargs in graphs.values():
         _opcheck(name, args, kwargs, "test_aot_dispatch_dynamic")
+
+
+@replays
+def test_opcheck_of_lists() -> None:
+    """Schemas and fake kernels, once for every op and set of optional arguments."""
+    graphs: dict[tuple[Any, ...], Call] = {}
+    for call in _more_calls():
+        arguments = (*call[1], *call[2].values())
+        key = (call[0], tuple(call[2]), tuple(a is None or a == [] for a in arguments))
+        if key not in graphs or _elements(call) < _elements(graphs[key]):
+            graphs[key] = call
+    for name, args, kwargs in graphs.values():
+        _opcheck(name, args, kwargs, "test_schema", "test_faketensor")
+
+
+def _elements(call: Call) -> int:
+    return sum(x.numel() for x in tree_flatten(call[1:])[0] if isinstance(x, Tensor))
+
+
+@replays
+def test_lists_have_the_same_bits_for_any_number_of_threads() -> None:
+    calls = _more_calls()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = replay(calls, "regkern")
+        torch.set_num_threads(3)
+        different = differences(calls, expected, replay(calls, "regkern"))
+    finally:
+        torch.set_num_threads(threads)
+    assert not different, f"{len(different)} of {len(calls)} calls differ: {different[:5]}"
 
 
 @replays
@@ -454,7 +467,7 @@ def test_same_bits_on_the_gpu(recorded: Any) -> None:
         lambda value: value.cpu() if isinstance(value, Tensor) else value,
         replay(calls, "regkern", "cuda"),
     )
-    different = _differences(calls, expected, actual)
+    different = differences(calls, expected, actual)
     assert not different, f"{len(different)} of {len(calls)} calls differ: {different[:5]}"
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 SEED = torch.tensor([17, 23])
 
 
-def kept_share(
-    size: tuple[int, ...], p: float, k: Any, planes: int = 12000, **options: Any
-) -> tuple[float, float]:
+def kept_share(size: tuple[int, ...], p: float, k: Any, **options: Any) -> tuple[float, float]:
     """Share kept over many planes, and the standard error of that mean over planes."""
+    # Of large planes fewer: each has many blocks.
+    planes = max(2000, min(12000, 2_000_000 // math.prod(size)))
     mask, _ = regkern.drop_block_mask((planes, 1, *size), p, k, seed=SEED, **options)
     per_plane = regkern.unpack_mask(mask, (planes, math.prod(size))).double().mean(1)
     return float(per_plane.mean()), float(per_plane.std()) / math.sqrt(planes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recording import Recorder, replay
+from recording import Call, Recorder
 from regkern.proximal import complex_magnitude as C
 from regkern.proximal.elementwise import prox_elementwise
 from regkern.reference.proximal import elementwise as reference
@@ -47,7 +47,7 @@ def test_gradients(law: Any, shape: float | None) -> None:
         return C.prox_complex(z, law, t, lam, shape=shape)
 
     assert torch.autograd.gradcheck(call, (z, t, lam))
-    assert torch.autograd.gradgradcheck(call, (z, t, lam))
+    assert torch.autograd.gradgradcheck(call, (z, t, lam), fast_mode=True)
 
 
 def test_corners() -> None:
@@ -64,17 +64,16 @@ def test_corners() -> None:
     assert dx.eq(0).all()
 
 
-def test_same_bits_elsewhere(emulator: Any) -> None:
-    torch.ops.load_library(str(emulator))
+def record() -> list[Call]:
+    """For test_contract: the same bits elsewhere."""
+    torch.manual_seed(0)
     with Recorder() as recorder:
         for dtype in (torch.complex64, torch.complex128):
             for law, shape in LAWS:
                 z = torch.randn(70, 300, dtype=dtype, requires_grad=True)
                 C.prox_complex(z, law, 0.6, shape=shape).abs().sum().backward()
                 C.prox_complex_([z.detach().clone()], law, 0.6, shape=shape)
-    expected = replay(recorder.calls, "regkern")
-    emulated = replay(recorder.calls, "regkern_emulator")
-    torch.testing.assert_close(expected, emulated, rtol=0, atol=0)
+    return recorder.calls
 
 
 def test_errors() -> None:

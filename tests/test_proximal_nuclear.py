@@ -131,5 +131,5 @@ def test_errors() -> None:
         singular_value_threshold(torch.zeros(2, 2), -1.0)
     with pytest.raises(ValueError, match="`threshold` of shape"):
         singular_value_threshold(torch.zeros(3, 2, 2), torch.zeros(2))
-    with pytest.raises(ValueError, match="at least one tensor"):
+    with pytest.raises(ValueError, match="expected a tensor in `x`, got none"):
         NuclearNorm(1.0).value([])

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import regkern
 import torch
-from recording import Call, Recorder, replay
+from recording import Call, Recorder, equal, replay
 from regkern.optim.half_space import half_space_project_
 from regkern.optim.proximal import ProxAdamW, ProxSGD
 from regkern.optim.report import sparsity_report
@@ -22,8 +21,6 @@ from regkern.proximal.groups import Groups
 from regkern.proximal.penalties_elementwise import L0, L1, MCP, ElasticNet, LHalf
 from regkern.reference.proximal import optim as definition
 from sample import normal
-from test_contract import _replay_elsewhere, equal
-from test_contract import test_emulator_under_sanitizers as under_sanitizers
 from torch import Tensor, nn
 
 ROWS = Groups.kept(0)
@@ -611,6 +608,61 @@ def test_half_space_projection_of_columns() -> None:
         half_space_project_(new, twin)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {}),
+        (torch.float64, {"momentum": 0.9, "maximize": True, "schedule": CubicRamp(0, 5)}),
+    ],
+)
+def test_half_space_steps(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """A prox first; then the step with the penalty's gradient, and the projection, by hand."""
+    plain = {k: v for k, v in options.items() if k != "schedule"}
+    first, mine, hand = parameters(dtype), parameters(dtype), parameters(dtype)
+    penalty = GroupL2(0.6, ROWS)
+    optimizer = ProxSGD(
+        mine, lr=0.3, penalty=penalty, half_space=0.2, half_space_after=2, **options
+    )
+    prox = ProxSGD(first, lr=0.3, penalty=penalty, **options)
+    by_hand = ProxSGD(hand, lr=0.3, **plain)
+    for step in range(2):
+        set_gradients(step, mine, first)
+        optimizer.step()
+        prox.step()
+        assert same(mine, first)
+    if "momentum" in options:
+        for p, q in zip(hand, first, strict=True):
+            by_hand.state[p]["momentum_buffer"] = prox.state[q]["momentum_buffer"].clone()
+    for p, q in zip(hand, first, strict=True):
+        p.copy_(q.detach())
+    gone = zeros(first)
+    for step in range(2, 5):
+        set_gradients(step, mine, hand)
+        factor = options["schedule"](step + 1) if "schedule" in options else 1.0
+        old = [p.clone().requires_grad_() for p in hand]
+        slopes = torch.autograd.grad(penalty.value(old), old)
+        for p, slope in zip(hand, slopes, strict=True):
+            p.grad = torch.add(p.grad, slope, alpha=-factor if "maximize" in options else factor)
+        optimizer.step()
+        by_hand.step()
+        half_space_project_(hand, [x.detach() for x in old], ROWS, 0.2)
+        assert same(mine, hand)
+    assert zeros(mine) > gone
+
+
+def test_half_space_steps_say_what_is_wrong() -> None:
+    for options, error, message in (
+        ({"half_space": 1.0}, ValueError, r"`half_space` in \[0, 1\), got 1.0"),
+        ({"half_space": "0"}, TypeError, "`half_space` to be a number, got '0'"),
+        ({"half_space_after": 0.5}, TypeError, "`half_space_after` to be an int, got 0.5"),
+        ({"half_space_after": -1}, ValueError, "`half_space_after` to be at least 0, got -1"),
+        ({"penalty": L1(1.0)}, TypeError, "`penalty` to be one of groups for half-space steps"),
+        ({"prox_every": 2}, ValueError, "`form` plain and `prox_every` 1 for half-space steps"),
+    ):
+        with pytest.raises(error, match=f"ProxSGD: expected {message}"):
+            ProxSGD(parameters(), **{"penalty": GroupL2(1.0, ROWS), "half_space": 0.0, **options})
+
+
 def test_sparsity_report() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Conv2d(3, 6, 3))
     with torch.no_grad():
@@ -651,7 +703,7 @@ def test_sparsity_report_of_tensors() -> None:
         sparsity_report([torch.zeros(3, dtype=torch.int64)])
 
 
-# ---- the same everywhere ----
+# ---- the same bits elsewhere: see test_contract ----
 
 
 def record() -> list[Call]:
@@ -684,96 +736,21 @@ def record() -> list[Call]:
             old = [p * normal(tuple(p.shape), dtype, 50) for p in parameters(dtype)]
             half_space_project_(parameters(dtype), old, eps=0.1)
             sparsity_report([p.clamp(min=0) for p in parameters(dtype)] + [torch.zeros(3, 5)])
+        # More than one piece of work for a thread.
+        for r in (L1(0.3), GroupL2(0.3, ROWS)):
+            params = parameters(shapes=[(64, 3000), (30, 1200), (50000,), (3, 40000)])
+            set_gradients(0, params)
+            old = [p.clone() for p in params]
+            ProxAdamW(params, penalty=r, lr=0.3).step()
+            half_space_project_(params, old, eps=0.999)
+            sparsity_report(params)
     return calls + recorder.calls
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Call], list[Any]]:
+def test_record_has_what_is_written() -> None:
     calls = record()
-    path = tmp_path_factory.mktemp("recorded") / "calls.pt"
-    torch.save(calls, path)
-    return path, calls, replay(calls, "regkern")
-
-
-def test_replay_sees_what_was_written(recorded: Any) -> None:
-    _, calls, outputs = recorded
     assert {call[0] for call in calls} == {
         "prox_sgd_", "prox_adamw_", "half_space_project_", "zero_counts",
     }  # fmt: skip
-    for (name, args, _), (_, mutated) in zip(calls, outputs, strict=True):
+    for (name, args, _), (_, mutated) in zip(calls, replay(calls, "regkern"), strict=True):
         assert name == "zero_counts" or not equal(mutated[0], args[0])
-
-
-def test_same_bits_for_any_number_of_threads(recorded: Any) -> None:
-    _, calls, expected = recorded
-    shapes = [(64, 3000), (30, 9000), (200, 700), (50000,), (7, 40000)]
-    large: list[Call] = []
-    for r in (L1(0.3), GroupL2(0.3, ROWS)):
-        params = parameters(shapes=shapes)
-        set_gradients(0, params)
-        with Recorder() as recorder:
-            ProxAdamW(params, penalty=r).step()
-            sparsity_report(params)
-            half_space_project_(params, parameters(shapes=shapes), eps=0.5)
-        large += recorder.calls
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for n in (1, 3):
-            torch.set_num_threads(n)
-            assert equal(replay(calls, "regkern"), expected)
-            results.append(replay(large, "regkern"))
-    finally:
-        torch.set_num_threads(threads)
-    assert equal(*results)
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_same_bits_in_every_instruction_set(recorded: Any, tmp_path: Path, capability: str) -> None:
-    order = ["baseline", "avx2", "avx512"]
-    best = regkern.build_info()["cpu_capability"]
-    if order.index(capability) > order.index(best):
-        pytest.skip(f"this process runs {best} at best")
-    printed = _replay_elsewhere(
-        recorded, tmp_path / "out.pt", {"REGKERN_CPU_CAPABILITY": capability}
-    )
-    assert printed.strip() == capability
-
-
-@pytest.mark.parametrize("order", ["forward", "shuffle:1"])
-def test_same_bits_in_the_emulator(
-    recorded: Any, emulator: Path, tmp_path: Path, order: str
-) -> None:
-    _replay_elsewhere(
-        recorded, tmp_path / "out.pt", {"REGKERN_EMULATOR_ORDER": order}, str(emulator)
-    )
-
-
-def test_the_emulator_under_sanitizers(
-    recorded: Any, sanitized_emulator: Path, tmp_path: Path
-) -> None:
-    under_sanitizers(recorded, sanitized_emulator, tmp_path)
-
-
-@pytest.mark.skipif(
-    not regkern.build_info()["cuda_loaded"] or not torch.cuda.is_available(),
-    reason="no GPU, or the CUDA library is not built",
-)
-def test_same_bits_on_the_gpu(recorded: Any) -> None:
-    _, calls, expected = recorded
-    actual = replay(calls, "regkern", "cuda")
-    on_cpu = torch.utils._pytree.tree_map(
-        lambda value: value.cpu() if isinstance(value, Tensor) else value, actual
-    )
-    assert equal(on_cpu, expected)
-
-
-def test_opcheck(recorded: Any) -> None:
-    _, calls, _ = recorded
-    chosen = {}
-    for name, args, kwargs in calls:
-        chosen[name, kwargs.get("after")] = (name, args, kwargs)
-    assert len({key[0] for key in chosen}) == 4
-    for name, args, kwargs in chosen.values():
-        op = getattr(torch.ops.regkern, name).default
-        torch.library.opcheck(op, args, kwargs, test_utils=("test_schema", "test_faketensor"))

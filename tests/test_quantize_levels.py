@@ -246,7 +246,7 @@ def test_a_codebook_is_learned() -> None:
     centres = torch.tensor([-2.0, 0.5, 3.0])
     z = (centres[torch.arange(300) % 3] + 0.01 * normal(300))[:, None]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.4)
-    for _ in range(200):
+    for _ in range(80):
         optimizer.zero_grad()
         module(z).quantization_loss.backward()
         optimizer.step()
@@ -306,7 +306,7 @@ def test_rates_below_the_resolution_of_a_half() -> None:
     expected = n * bits * rate
     assert abs(count - expected) < 5 * math.sqrt(expected)
     # Here halves decide nothing, words do. The definition is slow: the first elements.
-    some = 50_000
+    some = 20_000
     first, second = reference.stuck_at_masks((some,), bits, rate, 0.5, SEED)
     assert first.any() or second.any()
     assert torch.equal(sa0[:some].long() & 0xFFFFFFFF, first)
@@ -378,25 +378,22 @@ def test_faults_in_corners() -> None:
 @pytest.mark.parametrize("unsigned", [False, True])
 @pytest.mark.parametrize("bits", [1, 3, 4, 8])
 def test_every_mask_of_stuck_bits(bits: int, unsigned: bool) -> None:
-    """Against the search over all codes: every pair of masks that differs in effect."""
+    """Against the search over all codes: every pair of masks that differs in effect, of 8 bits some
+    pairs with other targets each time."""
+    generator = torch.Generator().manual_seed(1)
     least, most = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     pairs = torch.tensor([(a, b) for a in range(2**bits) for b in range(2**bits)])
     if bits == 8:
-        pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))[:900]]
+        pairs = pairs[torch.randperm(len(pairs), generator=generator)[:900]]
     targets = torch.cat([torch.arange(least - 1, most + 2, 0.5), torch.tensor([0.3, -0.7, 1e30])])
-    w = targets.repeat(len(pairs), 1)
-    masks = [pairs[:, i, None].expand_as(w).contiguous() for i in (0, 1)]
-    for part in torch.arange(len(pairs)).split(64):
-        chunk = w[part].requires_grad_()
-        value = level_penalty(
-            chunk, step=1.0, quant_min=least, quant_max=most, sa0=masks[0][part],
-            sa1=masks[1][part],
-        )  # fmt: skip
+    for part in pairs.split(64):
+        some = targets[torch.randperm(len(targets), generator=generator)[:100]]
+        chunk = some.repeat(len(part), 1).requires_grad_()
+        sa0, sa1 = (part[:, i, None].expand_as(chunk).contiguous() for i in (0, 1))
+        value = level_penalty(chunk, step=1.0, quant_min=least, quant_max=most, sa0=sa0, sa1=sa1)
         (dw,) = torch.autograd.grad(value, chunk)
         code = (chunk - dw / 2).detach().round()
-        expected = reference.nearest_code(
-            chunk.detach().double(), least, most, masks[0][part], masks[1][part]
-        )
+        expected = reference.nearest_code(chunk.detach().double(), least, most, sa0, sa1)
         near = chunk.abs() < 1e20
         assert torch.equal(code[near], expected[near].float())
 

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import regkern
 import torch
-from recording import Call, Recorder, replay
+from recording import Call, Recorder, equal, replay
 from regkern.optim import SGD, AdamW
 from regkern.quantize.lists import copy_stochastic_
 from regkern.reference.quantize import optim as definition
 from sample import normal, seed
-from test_contract import _replay_elsewhere, equal
-from test_contract import test_emulator_under_sanitizers as under_sanitizers
 from torch import Tensor
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -640,10 +638,10 @@ def test_raw_steps_say_what_is_wrong() -> None:
         torch.ops.regkern.sgd_stochastic_([p], [p], [], seed(), 0.1, 0.9, 0.0, 0.0)
 
 
-# ---- the contract: the same bits everywhere, fake kernels ----
+# ---- the same bits elsewhere: see test_contract ----
 
 
-def record_calls() -> list[Call]:
+def record() -> list[Call]:
     with Recorder() as recorder:
         for source in SOURCES:
             for dtype in NARROW:
@@ -675,82 +673,9 @@ def record_calls() -> list[Call]:
     return recorder.calls
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Call], list[Any]]:
-    calls = record_calls()
-    path = tmp_path_factory.mktemp("recorded") / "calls.pt"
-    torch.save(calls, path)
-    return path, calls, replay(calls, "regkern")
-
-
-def test_replay_sees_what_lists_were_written(recorded: Any) -> None:
-    _, calls, outputs = recorded
+def test_record_has_what_is_written() -> None:
+    calls = record()
     names = {call[0] for call in calls}
     assert names == {"copy_stochastic_", "adamw_stochastic_", "sgd_stochastic_"}
-    for (_, args, _), (_, mutated) in zip(calls, outputs, strict=True):
+    for (_, args, _), (_, mutated) in zip(calls, replay(calls, "regkern"), strict=True):
         assert not equal(mutated[0], args[0])
-
-
-def test_same_bits_for_any_number_of_threads(recorded: Any) -> None:
-    _, calls, expected = recorded
-    threads = torch.get_num_threads()
-    try:
-        for n in (1, 3):
-            torch.set_num_threads(n)
-            assert equal(replay(calls, "regkern"), expected)
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_same_bits_in_every_instruction_set(recorded: Any, tmp_path: Path, capability: str) -> None:
-    order = ["baseline", "avx2", "avx512"]
-    best = regkern.build_info()["cpu_capability"]
-    if order.index(capability) > order.index(best):
-        pytest.skip(f"this process runs {best} at best")
-    printed = _replay_elsewhere(
-        recorded, tmp_path / "out.pt", {"REGKERN_CPU_CAPABILITY": capability}
-    )
-    assert printed.strip() == capability
-
-
-@pytest.mark.parametrize("order", ["forward", "reverse", "shuffle:1"])
-def test_same_bits_in_the_emulator(
-    recorded: Any, emulator: Path, tmp_path: Path, order: str
-) -> None:
-    _replay_elsewhere(
-        recorded, tmp_path / "out.pt", {"REGKERN_EMULATOR_ORDER": order}, str(emulator)
-    )
-
-
-def test_the_emulator_under_sanitizers(
-    recorded: Any, sanitized_emulator: Path, tmp_path: Path
-) -> None:
-    under_sanitizers(recorded, sanitized_emulator, tmp_path)
-
-
-@pytest.mark.skipif(
-    not regkern.build_info()["cuda_loaded"] or not torch.cuda.is_available(),
-    reason="no GPU, or the CUDA library is not built",
-)
-def test_same_bits_on_the_gpu(recorded: Any) -> None:
-    _, calls, expected = recorded
-    actual = replay(calls, "regkern", "cuda")
-    on_cpu = torch.utils._pytree.tree_map(
-        lambda value: value.cpu() if isinstance(value, Tensor) else value, actual
-    )
-    assert equal(on_cpu, expected)
-
-
-def test_opcheck(recorded: Any) -> None:
-    _, calls, _ = recorded
-    chosen = {}
-    for name, args, kwargs in calls:
-        sizes = sum(t.numel() for t in args[0])
-        key = (name, len(args[2]), len(args[4]) if name == "adamw_stochastic_" else 0)
-        if sizes < 2000:
-            chosen[key] = (name, args, kwargs)
-    assert len({key[0] for key in chosen}) == 3
-    for name, args, kwargs in chosen.values():
-        op = getattr(torch.ops.regkern, name).default
-        torch.library.opcheck(op, args, kwargs, test_utils=("test_schema", "test_faketensor"))

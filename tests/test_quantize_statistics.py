@@ -362,9 +362,9 @@ def test_penalty_of_one_weight_is_that_of_a_list_of_it() -> None:
 
 def test_penalty_makes_weights_uniform() -> None:
     w = _normal((4000,)).requires_grad_()
-    optimizer = torch.optim.Adam([w], lr=0.01)
+    optimizer = torch.optim.Adam([w], lr=0.03)
     before = moments(w).kurtosis.item()
-    for _ in range(150):
+    for _ in range(60):
         optimizer.zero_grad()
         moments_penalty([w]).backward()
         optimizer.step()
@@ -375,7 +375,7 @@ def test_penalty_makes_weights_uniform() -> None:
 
 
 def test_penalty_errors() -> None:
-    with pytest.raises(ValueError, match="`weights` of at least one tensor"):
+    with pytest.raises(ValueError, match="expected a tensor in `weights`, got none"):
         moments_penalty([])
     with pytest.raises(TypeError, match="`weights\\[1\\]` of dtype"):
         moments_penalty([torch.zeros(2), torch.zeros(2, dtype=torch.int32)])

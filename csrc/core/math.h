@@ -19,6 +19,22 @@ REGKERN_HD To bit_cast(From from) {
   return to;
 }
 
+// √x, correctly rounded.
+REGKERN_HD float sqrt(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+REGKERN_HD double sqrt(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
 // ln x for finite x > 0, within 2 ulp. x = m 2^e with m in [√½, √2), s = (m − 1)/(m + 1),
 // ln m = 2 atanh s = 2 (s + s³/3 + s⁵/5 + …).
 REGKERN_HD float log(float x) {
@@ -38,7 +54,8 @@ REGKERN_HD float log(float x) {
 
 REGKERN_HD double log(double x) {
   const uint64_t bits = bit_cast<uint64_t>(x) - 0x3FE6A09E667F3BCDull;  // √½
-  const double e = static_cast<double>(static_cast<int64_t>(bits) >> 52);
+  // From the upper half alone: 64 bits neither shift with a sign nor become a double in a vector.
+  const double e = static_cast<double>(static_cast<int32_t>(bits >> 32) >> 20);
   const double m = bit_cast<double>((bits & 0x000FFFFFFFFFFFFFull) + 0x3FE6A09E667F3BCDull);
   const double s = (m - 1.0) / (m + 1.0);
   const double z = s * s;
@@ -113,37 +130,37 @@ REGKERN_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
   const float u = (static_cast<float>(static_cast<int32_t>(w0 >> 8)) + 0.5f) * (1.0f / 16777216.0f);
   const float t = static_cast<float>(static_cast<int32_t>(w1 >> 8)) * (1.0f / 16777216.0f);
   const float r2 = -2.0f * regkern::log(u);
-#if defined(__CUDA_ARCH__)
-  const float r = __fsqrt_rn(r2 > 0.0f ? r2 : 0.0f);
-#else
-  const float r = __builtin_sqrtf(r2 > 0.0f ? r2 : 0.0f);
-#endif
+  const float r = regkern::sqrt(r2 > 0.0f ? r2 : 0.0f);
   float c, s;
   cos_sin_turns(t, &c, &s);
   *n0 = r * c;
   *n1 = r * s;
 }
 
-// ---- roots, and functions of one argument over the whole line ----
-
-REGKERN_HD float sqrt(float x) {
-#if defined(__CUDA_ARCH__)
-  return __fsqrt_rn(x);
-#else
-  return __builtin_sqrtf(x);
-#endif
-}
-REGKERN_HD double sqrt(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
-}
+// ---- functions of one argument over the whole line ----
 
 REGKERN_HD float fabs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu); }
 REGKERN_HD double fabs(double x) {
   return bit_cast<double>(bit_cast<uint64_t>(x) & 0x7FFFFFFFFFFFFFFFull);
+}
+
+// a or b, by a mask: of selections between floats that follow one from another gcc makes branches,
+// and then no vectors.
+REGKERN_HD float choose(bool first, float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return first ? a : b;
+#else
+  const uint32_t mask = 0u - static_cast<uint32_t>(first);
+  return bit_cast<float>((bit_cast<uint32_t>(a) & mask) | (bit_cast<uint32_t>(b) & ~mask));
+#endif
+}
+REGKERN_HD double choose(bool first, double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return first ? a : b;
+#else
+  const uint64_t mask = uint64_t{0} - static_cast<uint64_t>(first);
+  return bit_cast<double>((bit_cast<uint64_t>(a) & mask) | (bit_cast<uint64_t>(b) & ~mask));
+#endif
 }
 
 // |magnitude| with the sign of x.

@@ -5,14 +5,6 @@
 
 namespace regkern {
 
-REGKERN_HD double sqrt_rn(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
-}
-
 // Standard normal by the polar method: no trigonometry, in double.
 REGKERN_HD double draw_normal(Draws& draws) {
   for (;;) {
@@ -20,7 +12,7 @@ REGKERN_HD double draw_normal(Draws& draws) {
     const double v = 2.0 * draws.uniform() - 1.0;
     const double s = u * u + v * v;
     if (s >= 1.0 || s == 0.0) continue;
-    return u * sqrt_rn(-2.0 * regkern::log(s) / s);
+    return u * regkern::sqrt(-2.0 * regkern::log(s) / s);
   }
 }
 
@@ -33,7 +25,7 @@ REGKERN_HD double draw_log_gamma(Draws& draws, double alpha) {
     alpha += 1.0;
   }
   const double d = alpha - 1.0 / 3.0;
-  const double c = 1.0 / sqrt_rn(9.0 * d);
+  const double c = 1.0 / regkern::sqrt(9.0 * d);
   for (;;) {
     const double x = draw_normal(draws);
     const double root = 1.0 + c * x;

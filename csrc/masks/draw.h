@@ -58,7 +58,7 @@ REGKERN_HD void draw_mix(const MixParamsArgs& args, int64_t b) {
       cut_h = static_cast<int32_t>(h * (args.min_cut + span * draws.uniform()));
       cut_w = static_cast<int32_t>(w * (args.min_cut + span * draws.uniform()));
     } else {
-      const double side = sqrt_rn(1.0 - lam);
+      const double side = regkern::sqrt(1.0 - lam);
       cut_h = static_cast<int32_t>(h * side);
       cut_w = static_cast<int32_t>(w * side);
     }
@@ -166,8 +166,8 @@ REGKERN_HD void draw_erase(const EraseParamsArgs& args, int64_t b) {
             if (low > high) low = high = 0.5 * (least + greatest);
           }
           const double ratio = regkern::exp(low + (high - low) * draws.uniform());
-          auto box_h = static_cast<int32_t>(sqrt_rn(area * ratio) + 0.5);
-          auto box_w = static_cast<int32_t>(sqrt_rn(area / ratio) + 0.5);
+          auto box_h = static_cast<int32_t>(regkern::sqrt(area * ratio) + 0.5);
+          auto box_w = static_cast<int32_t>(regkern::sqrt(area / ratio) + 0.5);
           if (args.shape == EraseShape::fit) {
             box_h = box_h < height - 1 ? box_h : height - 1;
             box_w = box_w < width - 1 ? box_w : width - 1;

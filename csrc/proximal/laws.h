@@ -60,7 +60,7 @@ REGKERN_HD Shrunk<C> soft(C s, C t, C lam, C) {
 template <typename C>
 REGKERN_HD Shrunk<C> hard(C s, C t, C lam, C) {
   const bool zero = s <= sqrt(C(2) * (t * lam));
-  return {zero ? C(0) : s, zero ? C(0) : C(1), C(0), C(0)};
+  return {choose(zero, C(0), s), choose(zero, C(0), C(1)), C(0), C(0)};
 }
 
 // r + τ (ρ + (1 − ρ) r) = s.
@@ -86,16 +86,13 @@ template <typename C>
 REGKERN_HD Shrunk<C> concave_quadratic(C s, C t, C l, C c) {
   const C slack = C(1) - t * c;
   const bool convex = slack > C(0);
-  const bool zero = convex ? s <= t * l : s <= l * sqrt(t / c);
+  const bool zero = s <= choose(convex, t * l, l * sqrt(t / c));
   const bool between = convex & (c * s <= l);
-  const C steep = convex ? slack : C(1);
-  const C r = zero ? C(0) : between ? (s - t * l) / steep : s;
+  const C steep = choose(convex, slack, C(1));
   const bool bent = between & (!zero);
-  return {r,
-          zero   ? C(0)
-          : bent ? C(1) / steep
-                 : C(1),
-          bent ? (c * s - l) / (steep * steep) : C(0), bent ? -t / steep : C(0)};
+  return {choose(zero, C(0), choose(between, (s - t * l) / steep, s)),
+          choose(zero, C(0), choose(bent, C(1) / steep, C(1))),
+          choose(bent, (c * s - l) / (steep * steep), C(0)), choose(bent, -t / steep, C(0))};
 }
 
 template <typename C>
@@ -139,22 +136,21 @@ REGKERN_HD Shrunk<C> scad(C s, C t, C lam, C a) {
 template <typename C>
 REGKERN_HD Shrunk<C> log_sum(C s, C t, C lam, C eps) {
   const C tau = t * lam, root = C(2) * sqrt(tau), sum = s + eps;
-  const C gap = sum >= root ? sum - root : C(0);
+  const C gap = choose(sum >= root, sum - root, C(0));
   const C d = sqrt(gap) * sqrt(sum + root);
   // Without cancellation on either side.
   const C small = C(2) * (s * eps - tau) / (d + (eps - s)), large = C(0.5) * ((s - eps) + d);
-  const C found = s < eps ? small : large;
-  const C r = found > C(0) ? found : C(0);
-  const C some = r > C(0) ? r : C(1), finite = some < C(1e30) ? some : C(1e30);
+  const C found = choose(s < eps, small, large);
+  const C r = choose(found > C(0), found, C(0));
+  const C some = choose(r > C(0), r, C(1)), finite = choose(some < C(1e30), some, C(1e30));
   const C cost = C(0.5) * finite - s + tau * log1p(finite / eps) / finite;
   // In the convex domain, √τ ≤ ε, 0 is the minimum wherever it is one.
-  const C worth = root > C(2) * eps ? C(0) : static_cast<C>(-__builtin_inf());
-  const C inside = r > C(0) ? cost : C(1);
+  const C worth = choose(root > C(2) * eps, C(0), static_cast<C>(-__builtin_inf()));
+  const C inside = choose(r > C(0), cost, C(1));
   const bool alive = (s * eps > tau) | ((sum >= root) & (inside < worth));
   const C by_s = C(1) / (C(1) - (tau / (eps + r)) / (eps + r));
-  const C out = alive ? r : C(0);
-  return homogeneous(s == s ? out : s, alive ? by_s : C(0), alive ? -by_s / (eps + r) : C(0), t,
-                     lam);
+  return homogeneous(choose(s == s, choose(alive, r, C(0)), s), choose(alive, by_s, C(0)),
+                     choose(alive, -by_s / (eps + r), C(0)), t, lam);
 }
 
 // Soft threshold stands against s, whose penalty is τ θ.
@@ -246,11 +242,11 @@ REGKERN_HD Shrunk<C> shrink(C s, C t, C lam, C shape) {
   const bool none = (t == C(0)) | (lam == C(0));
   const bool all = ((t == kInfinity) | (lam == kInfinity)) & (s == s);
   const bool nan = tau != tau;
-  out.r = none ? s : all ? C(0) : nan ? tau : out.r;
-  out.by_s = none ? C(1) : all ? C(0) : nan ? tau : out.by_s;
+  out.r = choose(none, s, choose(all, C(0), choose(nan, tau, out.r)));
+  out.by_s = choose(none, C(1), choose(all, C(0), choose(nan, tau, out.by_s)));
   const bool flat = (none & (s == C(0))) | (all & (t != C(0)) & (lam != C(0)));
-  out.by_t = flat ? C(0) : nan ? tau : out.by_t;
-  out.by_lam = flat ? C(0) : nan ? tau : out.by_lam;
+  out.by_t = choose(flat, C(0), choose(nan, tau, out.by_t));
+  out.by_lam = choose(flat, C(0), choose(nan, tau, out.by_lam));
   return out;
 }
 

@@ -91,10 +91,9 @@ std::tuple<Tensor, Tensor> row_threshold_backward(const Tensor& g, const Tensor&
 
 constexpr Dtype kDtypes[] = {Dtype::float32, Dtype::float64, Dtype::bfloat16, Dtype::float16};
 
-std::tuple<std::vector<Tensor>, Tensor> row_threshold_(std::vector<Tensor> xs,
-                                                       std::vector<Tensor> ts,
-                                                       std::vector<int64_t> slices,
-                                                       const std::string& law) {
+// The thresholds are written as well: an op that writes returns no list under torch.compile.
+Tensor row_threshold_(std::vector<Tensor> xs, std::vector<Tensor> thetas, std::vector<Tensor> ts,
+                      std::vector<int64_t> slices, const std::string& law) {
   const Checks check("row_threshold_");
   const RowLaw kind = parse_law(check, law);
   check.that(!xs.empty(), "at least one tensor in `xs`", "none");
@@ -102,7 +101,9 @@ std::tuple<std::vector<Tensor>, Tensor> row_threshold_(std::vector<Tensor> xs,
              "`ts` of 1 or " + std::to_string(xs.size()) + " tensors", std::to_string(ts.size()));
   check.that(slices.size() == 4 * xs.size(), "`slices` of 4 numbers per tensor",
              std::to_string(slices.size()));
-  std::vector<Tensor> thetas, kept;
+  check.that(thetas.size() == xs.size(), "as many `thetas` as `xs`, " + std::to_string(xs.size()),
+             std::to_string(thetas.size()));
+  std::vector<Tensor> kept;
   std::vector<RowThresholdItem> items;
   std::vector<Dtype> dtypes;
   for (size_t i = 0; i < xs.size(); ++i) {
@@ -112,8 +113,11 @@ std::tuple<std::vector<Tensor>, Tensor> row_threshold_(std::vector<Tensor> xs,
     const Slices layout = parse_slices(check, slices, x.numel(), 4 * i);
     const int64_t stride = check_per_slice(check, t, "ts", layout, x);
     kept.push_back(torch::stable::contiguous(x));
-    thetas.push_back(new_tensor(x, {slice_count(layout)}, compute_type(dtypes.back())));
-    if (x.numel() == 0) torch::stable::fill_(thetas.back(), 0.0);
+    check.same_device(thetas[i], "thetas", x);
+    check.that(thetas[i].scalar_type() == compute_type(dtypes.back()) &&
+                   thetas[i].is_contiguous() && thetas[i].numel() == slice_count(layout),
+               "contiguous `thetas` in the compute type, one per slice", sizes_name(thetas[i]));
+    if (x.numel() == 0) torch::stable::fill_(thetas[i], 0.0);
     items.push_back({kept[i].const_data_ptr(), kept[i].mutable_data_ptr(), const_data<double>(t),
                      stride, thetas[i].mutable_data_ptr(), layout, 0});
   }
@@ -137,7 +141,7 @@ std::tuple<std::vector<Tensor>, Tensor> row_threshold_(std::vector<Tensor> xs,
   }
   for (size_t i = 0; i < xs.size(); ++i)
     if (!xs[i].is_contiguous()) torch::stable::copy_(xs[i], kept[i]);
-  return {thetas, zeros};
+  return zeros;
 }
 
 std::tuple<Tensor, Tensor> fenchel_young_loss(const Tensor& x, std::vector<int64_t> slices,
@@ -194,8 +198,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "row_threshold_backward(Tensor g, Tensor reference, Tensor theta, Tensor t, int[] slices, "
       "str law, Tensor? weights=None, float cap=0.0, Tensor? gt=None) -> (Tensor dx, Tensor dt)");
   m.def(
-      "row_threshold_(Tensor(a!)[] xs, Tensor[] ts, int[] slices, str law) "
-      "-> (Tensor[] thetas, Tensor zeros)");
+      "row_threshold_(Tensor(a!)[] xs, Tensor(b!)[] thetas, Tensor[] ts, int[] slices, str law) "
+      "-> Tensor zeros");
   m.def(
       "fenchel_young_loss(Tensor x, int[] slices, str law, Tensor? label=None, "
       "Tensor? target=None, int ignore=-100) -> (Tensor loss, Tensor grad)");

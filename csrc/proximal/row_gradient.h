@@ -44,11 +44,7 @@ REGKERN_HD double participation(RowLaw law, C reference, C weight, C theta, doub
   if (law == RowLaw::l1_ball || law == RowLaw::exclusive) return sign * w;
   if (law == RowLaw::capped) return r > 0.0 && r < cap ? 1.0 : 0.0;
   if (law == RowLaw::simplex) return r > 0.0 ? 1.0 : 0.0;
-#if defined(__CUDA_ARCH__)
-  return r > 0.0 ? __dsqrt_rn(r) : 0.0;
-#else
-  return r > 0.0 ? __builtin_sqrt(r) : 0.0;
-#endif
+  return r > 0.0 ? regkern::sqrt(r) : 0.0;
 }
 
 // Sums over A of s g, of s² (entmax15: of s) and of w |y|.

@@ -336,12 +336,7 @@ REGKERN_HD double loss_term(RowLaw law, double p, double q, double z) {
   const double d = p - q;
   const double linear = d == 0.0 ? 0.0 : d * z;
   if (law == RowLaw::simplex) return 0.5 * (q * q - p * p) + linear;
-#if defined(__CUDA_ARCH__)
-  const double rq = __dsqrt_rn(q), rp = __dsqrt_rn(p);
-#else
-  const double rq = __builtin_sqrt(q), rp = __builtin_sqrt(p);
-#endif
-  return (q * rq - p * rp) / 0.75 + linear;
+  return (q * regkern::sqrt(q) - p * regkern::sqrt(p)) / 0.75 + linear;
 }
 
 constexpr int kLossLanes = 32;

@@ -82,14 +82,6 @@ constexpr double kMomentsNaN = __builtin_nan("");
 REGKERN_HD double nan_min(double a, double b) { return a < b || a != a ? a : b; }
 REGKERN_HD double nan_max(double a, double b) { return a > b || a != a ? a : b; }
 
-REGKERN_HD double square_root(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
-}
-
 // Partial results of chunks, and of groups of kWarpThreads of them.
 inline int64_t moments_partials(Dtype dtype, const MomentsItem* items, int64_t count) {
   int64_t partials = 0;
@@ -191,7 +183,7 @@ REGKERN_HD void write_moments(const MomentsPartial& p, int64_t channel, int64_t 
   moments[channel] = p.mean;
   moments[stride + channel] = variance;
   moments[2 * stride + channel] =
-      variance == 0.0 ? 0.0 : third / (variance * square_root(variance));
+      variance == 0.0 ? 0.0 : third / (variance * regkern::sqrt(variance));
   moments[3 * stride + channel] = variance == 0.0 ? 0.0 : fourth / (variance * variance);
 }
 
@@ -215,7 +207,7 @@ REGKERN_HD MomentsCubic cubic_of(const MomentsBackwardArgs& args, int64_t channe
   const double variance = m[stride], skewness = m[2 * stride], kurtosis = m[3 * stride];
   const double a0 = g[0] / n;
   if (variance == 0.0) return {m[0], 0.0, a0, 0.0, 0.0, 0.0};
-  const double s = square_root(variance), inverse = 1.0 / s;
+  const double s = regkern::sqrt(variance), inverse = 1.0 / s;
   const double third = 3.0 * g[2 * stride] * inverse / n;
   const double fourth = 4.0 * g[3 * stride] * inverse / n;
   return {m[0],

@@ -21,19 +21,13 @@ inline void to_thresholds(const uint32_t* bits, C* out) {
 template <int K>
 inline void to_carries(const uint32_t* bits, int dropped, uint32_t* out) {
   constexpr int kUsed = K == 32 ? 23 : K;
-  const int more = dropped - kUsed;
-  if (more > 0) {
+  // Which way is shifted is decided outside of the loop: SSE2 has no vectors for both ways in one.
+  if (dropped > kUsed) {
 #pragma omp simd
-    for (int i = 0; i < kRandomBlock; ++i) {
-      const uint32_t u = K == 32 ? bits[i] >> 9 : bits[i];
-      out[i] = (1u << dropped) - ((2 * u + 1) << (more - 1)) - 1u;
-    }
+    for (int i = 0; i < kRandomBlock; ++i) out[i] = stochastic_carry(bits[i], kUsed, dropped);
   } else {
 #pragma omp simd
-    for (int i = 0; i < kRandomBlock; ++i) {
-      const uint32_t u = K == 32 ? bits[i] >> 9 : bits[i];
-      out[i] = (1u << dropped) - 1u - (u >> -more);
-    }
+    for (int i = 0; i < kRandomBlock; ++i) out[i] = stochastic_carry(bits[i], kUsed, dropped);
   }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,8 +82,11 @@ def scale(op: str, name: str, value: object) -> None:
         raise ValueError(f"regkern.{op}: expected `{name}` to be at least 0, got {value}")
 
 
-def tensor_list(op: str, name: str, value: object) -> list[Tensor]:
-    """A tensor, or tensors of floating dtypes on one device, as a list of at least one."""
+def tensor_list(
+    op: str, name: str, value: object, check: Callable[[str, str, object], None] = floating
+) -> list[Tensor]:
+    """A tensor or several, on one device and each as ``check`` wants it, as a list of at least
+    one."""
     if isinstance(value, Tensor):
         value = [value]
     if not isinstance(value, Iterable):
@@ -93,8 +96,13 @@ def tensor_list(op: str, name: str, value: object) -> list[Tensor]:
     tensors = list(value)
     if not tensors:
         raise ValueError(f"regkern.{op}: expected a tensor in `{name}`, got none")
+    if check is floating:
+        # The usual case in one pass: a network has hundreds of tensors.
+        kinds = {(x.dtype, x.device) if isinstance(x, Tensor) else None for x in tensors}
+        if len(kinds) == 1 and None not in kinds and tensors[0].dtype in FLOATING:
+            return tensors
     for i, x in enumerate(tensors):
-        floating(op, f"{name}[{i}]", x)
+        check(op, f"{name}[{i}]", x)
         on_device(op, f"{name}[{i}]", x, tensors[0])
     return tensors
 

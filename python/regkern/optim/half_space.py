@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,14 +57,12 @@ def half_space_project_(
     pruning framework", NeurIPS 2021.
     """
     op = "optim.half_space_project_"
-    xs = [new] if isinstance(new, Tensor) else list(new)
-    ys = [old] if isinstance(old, Tensor) else list(old)
+    xs, ys = checks.tensor_list(op, "new", new), checks.tensor_list(op, "old", old)
     if len(xs) != len(ys):
         raise ValueError(
             f"regkern.{op}: expected as many tensors in `old`, {len(xs)}, got {len(ys)}"
         )
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        checks.floating(op, f"new[{i}]", x)
         checks.same(op, f"old[{i}]", y, x, f"new[{i}]")
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise TypeError(f"regkern.{op}: expected `eps` to be a number, got {eps!r}")
@@ -76,7 +73,7 @@ def half_space_project_(
     elif not isinstance(groups, Groups):
         raise TypeError(f"regkern.{op}: expected `groups` to be a Groups, got {type(groups)}")
     with torch.no_grad():
-        batches: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, int]]] = {}
+        batches: dict[torch.dtype, list[tuple[Tensor, Tensor, int]]] = {}
         copies: list[tuple[Tensor, Tensor]] = []
         for x, y in zip(xs, ys, strict=True):
             if x.numel() == 0:
@@ -94,7 +91,7 @@ def half_space_project_(
                 whole, y = x, y.reshape(view).transpose(0, 1).contiguous()
                 x = x.reshape(view).transpose(0, 1).contiguous()
                 copies.append((whole, x))
-            batches.setdefault((x.device, x.dtype), []).append((x, y, outer * inner))
+            batches.setdefault(x.dtype, []).append((x, y, outer * inner))
         for batch in batches.values():
             each, before, runs = zip(*batch, strict=True)
             _project_(list(each), list(before), list(runs), float(eps))

@@ -10,6 +10,7 @@ from torch import Tensor
 from regkern._registration import register
 from regkern.optim.base import Batch, ListOptimizer, rate
 from regkern.optim.fusion import Following, Run, following, run_of
+from regkern.optim.half_space import half_space_project_
 from regkern.optim.regularized import (
     COUNTERS,
     OBJECTS,
@@ -19,6 +20,7 @@ from regkern.optim.regularized import (
     next_step,
     without_objects,
 )
+from regkern.proximal.group_penalties import GroupPenalty
 from regkern.proximal.penalty import Penalty, threshold
 
 _prox_adamw_ = register("prox_adamw_", lambda *args, **kwargs: None)
@@ -121,6 +123,7 @@ class _Proximal(ListOptimizer):
         group: dict[str, Any],
         params: Batch,
         stepped: Batch,
+        grads: Batch,
         outs: Batch,
         device: torch.device,
         key: tuple[Any, ...],
@@ -150,7 +153,8 @@ class _Proximal(ListOptimizer):
             outs: Batch = params if plan.latent and is_fused else []
             runs = [fused[p] for p in params] if is_fused else None
             options = plan.options(params[0], runs)
-            self._call(group, params, stepped, outs, device, tuple(key), options)
+            grads = [p.grad for p in params if p.grad is not None]
+            self._call(group, params, stepped, grads, outs, device, tuple(key), options)
             if plan.step is not None and not is_fused:
                 rest += params
                 if plan.latent:
@@ -209,6 +213,14 @@ class ProxSGD(_Proximal):
         A factor of λ for every step, which count from 1: :class:`CubicRamp`, :class:`WarmUp`.
     heal_after : int, optional
         After so many steps there is no prox any more, and elements that are zero stay zero.
+    half_space : float, optional
+        ε in [0, 1) of the half-space steps (HSPG) that replace those with a prox after
+        ``half_space_after`` steps, for a penalty of groups. The gradient of the penalty, 0 for a
+        group that is zero, is added to g, and then a group is zero for good that was zero, or has
+        left the half-space of what it was: :math:`\langle p_g, p_g^{old} \rangle < ε \lVert
+        p_g^{old} \rVert^2`. None: all steps have a prox.
+    half_space_after : int, default 0
+        How many steps with a prox come first.
 
     Raises
     ------
@@ -220,13 +232,15 @@ class ProxSGD(_Proximal):
     State dicts have the key of ``torch.optim.SGD``'s (``momentum_buffer``) and load from and into
     them; they do not hold penalties and schedules. Bytes moved for each float32 element: 20 with a
     momentum, 12 without; 4 more in the latent form. In a CUDA graph the counters of ``schedule``,
-    ``prox_every`` and ``heal_after`` stand still, and so does the sum of the latent form.
+    ``prox_every`` and ``heal_after`` stand still, and so does the sum of the latent form. A
+    half-space step copies the parameters, and reads and writes them several times.
 
     References
     ----------
     Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm for linear inverse
     problems", 2009. Xiao, "Dual averaging methods for regularized stochastic learning and online
-    optimization", 2010.
+    optimization", 2010. Chen, Ji, Ding et al., "Only train once: a one-shot neural network training
+    and pruning framework", 2021.
     """
 
     _states = ("momentum_buffer", "latent")
@@ -246,6 +260,8 @@ class ProxSGD(_Proximal):
         prox_every: int = 1,
         schedule: Schedule | None = None,
         heal_after: int | None = None,
+        half_space: float | None = None,
+        half_space_after: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -259,6 +275,8 @@ class ProxSGD(_Proximal):
             "prox_every": prox_every,
             "schedule": schedule,
             "heal_after": heal_after,
+            "half_space": half_space,
+            "half_space_after": half_space_after,
         }
         super().__init__(params, defaults)
 
@@ -268,6 +286,54 @@ class ProxSGD(_Proximal):
             lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"]
         )
         self._check_nesterov(group)
+        if group["half_space"] is not None:
+            self._check_half_space(group)
+
+    def _check_half_space(self, group: dict[str, Any]) -> None:
+        eps, after, penalty = group["half_space"], group["half_space_after"], group["penalty"]
+        if isinstance(eps, bool) or not isinstance(eps, int | float):
+            raise TypeError(self._fail("half_space", "to be a number", repr(eps)))
+        if not 0.0 <= eps < 1.0:
+            raise ValueError(self._fail("half_space", "in [0, 1)", eps))
+        if isinstance(after, bool) or not isinstance(after, int):
+            raise TypeError(self._fail("half_space_after", "to be an int", repr(after)))
+        if after < 0:
+            raise ValueError(self._fail("half_space_after", "to be at least 0", after))
+        if penalty is not None and not isinstance(penalty, GroupPenalty):
+            raise TypeError(
+                self._fail("penalty", "to be one of groups for half-space steps", type(penalty))
+            )
+        if group["form"] != "plain" or group["prox_every"] != 1:
+            raise ValueError(
+                self._fail("form", "plain and `prox_every` 1 for half-space steps", group["form"])
+            )
+
+    def _update(self, group: dict[str, Any]) -> None:
+        eps, penalty = group["half_space"], group["penalty"]
+        first = group["prox_step"] < group["half_space_after"]
+        if eps is None or penalty is None or first or healing(group):
+            super()._update(group)
+        else:
+            self._half_space_update(group, penalty, eps)
+
+    def _half_space_update(self, group: dict[str, Any], penalty: GroupPenalty, eps: float) -> None:
+        next_step(group)
+        schedule = group["schedule"]
+        factor = 1.0 if schedule is None else schedule(group["prox_step"])
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        old = [p.detach().clone() for p in params]
+        leaves = [p.requires_grad_() for p in old]
+        with torch.enable_grad():
+            value = penalty.value(leaves)
+        slopes = dict(zip(params, torch.autograd.grad(value, leaves), strict=True))
+        # The op turns the sum around where the loss is maximised.
+        alpha = -factor if group["maximize"] else factor
+        for (device, _, _, *key), some in self._batches(group, lambda p: self._key(p, group)):
+            grads = [torch.add(p.grad, slopes[p], alpha=alpha) for p in some if p.grad is not None]
+            self._call(group, some, some, grads, [], device, tuple(key), {"held": False})
+        half_space_project_(params, [p.detach() for p in old], penalty.groups, eps)
 
     def _key(self, p: Tensor, group: dict[str, Any]) -> tuple[Any, ...]:
         return (group["momentum"] != 0 and self._momentum_is_fresh(p, group),)
@@ -277,6 +343,7 @@ class ProxSGD(_Proximal):
         group: dict[str, Any],
         params: Batch,
         stepped: Batch,
+        grads: Batch,
         outs: Batch,
         device: torch.device,
         key: tuple[Any, ...],
@@ -287,7 +354,7 @@ class ProxSGD(_Proximal):
         with_momentum = group["momentum"] != 0
         _prox_sgd_(
             stepped,
-            [p.grad for p in params],
+            grads,
             [self.state[p]["momentum_buffer"] for p in params] if with_momentum else [],
             outs,
             lr,
@@ -446,6 +513,7 @@ class ProxAdamW(_Proximal):
         group: dict[str, Any],
         params: Batch,
         stepped: Batch,
+        grads: Batch,
         outs: Batch,
         device: torch.device,
         key: tuple[Any, ...],
@@ -455,7 +523,7 @@ class ProxAdamW(_Proximal):
         lr, lr_tensor = rate(group["lr"], device)
         _prox_adamw_(
             stepped,
-            [p.grad for p in params],
+            grads,
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],

@@ -146,12 +146,8 @@ def prox_complex_(
     Not recorded by autograd.
     """
     op = "prox_complex_"
-    zs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    if not zs:
-        raise ValueError(f"regkern.{op}: expected a tensor in `tensors`, got none")
+    zs = checks.tensor_list(op, "tensors", tensors, _complex)
     for i, z in enumerate(zs):
-        _complex(op, f"tensors[{i}]", z)
-        checks.on_device(op, f"tensors[{i}]", z, zs[0])
         if z.is_conj():
             raise ValueError(f"regkern.{op}: expected `tensors[{i}]` not to be a conjugate view")
     checks.scale(op, "step", step)

@@ -254,7 +254,9 @@ def spread(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
 def _spread_all(op: str, name: str, values: Any, xs: Sequence[Tensor]) -> list[Tensor]:
     if values is None:
         return []
-    values = [values] * len(xs) if isinstance(values, Tensor) else list(values)
+    if isinstance(values, Tensor):
+        values = [values] * len(xs)
+    values = checks.tensor_list(op, name, values, checks.tensor)
     if len(values) != len(xs):
         raise ValueError(
             f"regkern.{op}: expected `{name}` of as many tensors as `tensors`, {len(xs)}, got "

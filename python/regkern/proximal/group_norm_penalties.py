@@ -24,14 +24,6 @@ from regkern.proximal.projections import (
 )
 
 
-def _listed(op: str, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    tensors = [x] if isinstance(x, Tensor) else list(x)
-    for i, t in enumerate(tensors):
-        checks.floating(op, f"tensors[{i}]", t)
-        checks.on_device(op, f"tensors[{i}]", t, tensors[0])
-    return tensors
-
-
 def _check_dim(op: str, dim: object) -> None:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"regkern.{op}: expected `dim` to be an int, got {dim!r}")
@@ -104,9 +96,7 @@ class GroupLinf(Penalty):
 
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """r(x), 0-d and differentiable; for several tensors the sum over all groups."""
-        tensors = _listed("GroupLinf", x)
-        if not tensors:
-            return torch.zeros(())
+        tensors = checks.tensor_list("GroupLinf", "x", x)
         parts = []
         for t, w in zip(tensors, self._weights(tensors), strict=True):
             dim = check_dim("GroupLinf", t, self.dim)
@@ -143,10 +133,8 @@ class GroupLinf(Penalty):
 
     def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
         """The proximal operator in place, of all tensors in one call. Not recorded by autograd."""
-        listed = _listed("GroupLinf", tensors)
+        listed = checks.tensor_list("GroupLinf", "tensors", tensors)
         checks.scale("GroupLinf", "step", step)
-        if not listed:
-            return ProxReport((), torch.zeros((), dtype=torch.int64))
         with torch.no_grad():
             ts = [
                 self._threshold(x, w, step)
@@ -192,9 +180,7 @@ class ExclusiveLasso(Penalty):
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """r(x), 0-d and differentiable; for several tensors the sum over all groups. An element
         that is zero has gradient 0."""
-        tensors = _listed("ExclusiveLasso", x)
-        if not tensors:
-            return torch.zeros(())
+        tensors = checks.tensor_list("ExclusiveLasso", "x", x)
         parts = []
         for t in tensors:
             dim = check_dim("ExclusiveLasso", t, self.dim)
@@ -214,14 +200,13 @@ class ExclusiveLasso(Penalty):
     @torch.no_grad()
     def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
         """The proximal operator in place. Not recorded by autograd."""
-        listed = _listed("ExclusiveLasso", tensors)
+        listed = checks.tensor_list("ExclusiveLasso", "tensors", tensors)
         return ProxReport((), _in_place(self, listed, step))
 
 
 def _in_place(penalty: Penalty, tensors: Sequence[Tensor], step: float | Tensor) -> Tensor:
     """The functional prox and a copy for each; how many elements are zero."""
-    device = tensors[0].device if tensors else torch.device("cpu")
-    zeros = torch.zeros((), dtype=torch.int64, device=device)
+    zeros = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
     for x in tensors:
         y = penalty.prox(x, step)
         x.copy_(y)
@@ -439,9 +424,7 @@ class OverlappingGroupL2(Penalty):
 
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """r(x), 0-d and differentiable; for several tensors the sum over them."""
-        tensors = _listed("OverlappingGroupL2", x)
-        if not tensors:
-            return torch.zeros(())
+        tensors = checks.tensor_list("OverlappingGroupL2", "x", x)
         parts = []
         for t in tensors:
             cover = self._cover(t)
@@ -484,7 +467,7 @@ class OverlappingGroupL2(Penalty):
     @torch.no_grad()
     def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
         """The proximal operator in place. Not recorded by autograd."""
-        listed = _listed("OverlappingGroupL2", tensors)
+        listed = checks.tensor_list("OverlappingGroupL2", "tensors", tensors)
         return ProxReport((), _in_place(self, listed, step))
 
 

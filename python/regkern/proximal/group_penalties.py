@@ -15,12 +15,6 @@ from regkern.proximal.groups import Groups, Weights
 from regkern.proximal.penalty import Penalty, ProxReport, threshold
 
 
-def _listed(op: str, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    tensors = [x] if isinstance(x, Tensor) else list(x)
-    ops.check_list(op, tensors)
-    return tensors
-
-
 class GroupPenalty(Penalty):
     r"""What all penalties :math:`\lambda \sum_g w_g\, \varphi(\lVert x_g \rVert_2)` have in common.
 
@@ -95,9 +89,7 @@ class GroupPenalty(Penalty):
         gradient 0.
         """
         op = type(self).__name__
-        tensors = _listed(op, x)
-        if not tensors:
-            return torch.zeros(())
+        tensors = ops.tensors_of_one_dtype(op, "x", x)
         like = tensors[0]
         layout = self.groups.layout(tensors)
         per_tensor, per_group = ops.weights_of(op, layout, self.weights, like.device)
@@ -149,7 +141,7 @@ class GroupPenalty(Penalty):
         slices of their own, one vector for all.
         """
         op = type(self).__name__
-        listed = _listed(op, tensors)
+        listed = ops.tensors_of_one_dtype(op, "tensors", tensors)
         checks.scale(op, "step", step)
         return ops.prox_(
             op, listed, [], self.groups, self.weights, step, self.lam, self.law, self.shape,
@@ -227,10 +219,7 @@ class SparseGroup(GroupPenalty):
         self.lam_l1 = lam_l1
         self.positive = positive
         if l1_weights is not None:
-            each = [l1_weights] if isinstance(l1_weights, Tensor) else list(l1_weights)
-            for w in each:
-                checks.floating("SparseGroup", "l1_weights", w)
-            self._l1 = tuple(each)
+            self._l1 = tuple(checks.tensor_list("SparseGroup", "l1_weights", l1_weights))
 
     @property
     def _soft(self) -> float | Tensor:  # type: ignore[override]
@@ -407,8 +396,10 @@ class TreeGroups(Penalty):
 
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """r(x), 0-d and differentiable."""
+        tensors = ops.tensors_of_one_dtype("TreeGroups", "x", x)
         parts = [
-            level.value(x) * w for level, w in zip(self.levels, self.level_weights, strict=True)
+            level.value(tensors) * w
+            for level, w in zip(self.levels, self.level_weights, strict=True)
         ]
         total = torch.stack(parts).sum()
         return total * threshold(total, self.lam)
@@ -423,10 +414,9 @@ class TreeGroups(Penalty):
 
     def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
         """The proximal operator in place, a pass per level. Reports the groups of the root."""
-        listed = _listed("TreeGroups", tensors)
+        listed = ops.tensors_of_one_dtype("TreeGroups", "tensors", tensors)
         checks.scale("TreeGroups", "step", step)
         report = ProxReport((), torch.zeros((), dtype=torch.int64))
         for level, w in zip(self.levels, self.level_weights, strict=True):
-            if listed:
-                report = level.prox_(listed, threshold(listed[0], step, self.lam, w))
+            report = level.prox_(listed, threshold(listed[0], step, self.lam, w))
         return report

@@ -321,22 +321,16 @@ def root(squares: Tensor) -> Tensor:
 # ---- what penalties call ----
 
 
-def check_list(op: str, tensors: Sequence[Tensor]) -> None:
-    """Floating tensors of one dtype on one device."""
-    kinds = {(t.dtype, t.device) if isinstance(t, Tensor) else None for t in tensors}
-    if len(kinds) == 1 and None not in kinds and tensors[0].dtype in checks.FLOATING:
-        return
-    for i, t in enumerate(tensors):
-        checks.floating(op, f"tensors[{i}]", t)
+def tensors_of_one_dtype(op: str, name: str, value: object) -> list[Tensor]:
+    """A tensor or several: groups may span them, and a kernel takes one dtype."""
+    tensors = checks.tensor_list(op, name, value)
+    for t in tensors:
         if t.dtype != tensors[0].dtype:
             raise TypeError(
-                f"regkern.{op}: expected `tensors` of one dtype, got {tensors[0].dtype} and "
+                f"regkern.{op}: expected `{name}` of one dtype, got {tensors[0].dtype} and "
                 f"{t.dtype}"
             )
-        if t.device != tensors[0].device:
-            raise ValueError(
-                f"regkern.{op}: expected `tensors` on {tensors[0].device}, got {t.device}"
-            )
+    return tensors
 
 
 def check_weights(op: str, weights: object) -> None:
@@ -495,15 +489,12 @@ def prox_(
     positive: bool = False,
 ) -> ProxReport:
     """The group prox of a list of tensors in place, or of other sources into them."""
-    tensors = list(tensors)
-    if not tensors:
-        return ProxReport((), torch.zeros((), dtype=torch.int64))
     like = tensors[0]
     layout = groups.layout(tensors)
     per_tensor, per_group = weights_of(op, layout, weights, like.device)
     with torch.no_grad():
         norms, zeros = _prox_in_place(
-            tensors,
+            list(tensors),
             list(sources),
             threshold(like, step),
             threshold(like, lam),
@@ -548,9 +539,5 @@ def group_norms(tensors: Tensor | Sequence[Tensor], groups: Groups) -> Tensor:
     Each tensor is read once. Squares are added in the type that is computed in, in an order that
     is the same everywhere, and in float64 where they overflow or underflow.
     """
-    op = "group_norms"
-    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    check_list(op, tensors)
-    if not tensors:
-        return torch.zeros((0,), dtype=torch.float64)
-    return root(group_squares(tensors, groups.layout(tensors)))
+    xs = tensors_of_one_dtype("group_norms", "tensors", tensors)
+    return root(group_squares(xs, groups.layout(xs)))

@@ -238,9 +238,7 @@ class NuclearNorm(Penalty):
         return x.reshape(x.shape[0], -1) if x.dim() != 1 else x.reshape(1, -1)
 
     def value(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        tensors = [x] if isinstance(x, Tensor) else list(x)
-        if not tensors:
-            raise ValueError("regkern.NuclearNorm: expected at least one tensor, got none")
+        tensors = checks.tensor_list("NuclearNorm", "x", x)
         total = sum(nuclear_norm(self._matrices(t)) for t in tensors)
         assert isinstance(total, Tensor)
         return total * self.lam
@@ -251,15 +249,15 @@ class NuclearNorm(Penalty):
 
     @torch.no_grad()
     def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:
-        tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        listed = checks.tensor_list("NuclearNorm", "tensors", tensors)
+        checks.scale("NuclearNorm", "step", step)
         norms = []
-        for x in tensors:
+        for x in listed:
             t = threshold(x, step, self.lam)
             y, left = _threshold("NuclearNorm", self._matrices(x), t)
             x.copy_(y.reshape(x.shape))
             norms.append(left.to(x.dtype))
-        device = tensors[0].device if tensors else torch.device("cpu")
-        zeros = torch.zeros((), dtype=torch.int64, device=device)
+        zeros = torch.zeros((), dtype=torch.int64, device=listed[0].device)
         for left in norms:
             zeros = zeros + (left == 0).sum()
         return ProxReport(tuple(norms), zeros)

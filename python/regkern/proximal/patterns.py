@@ -171,12 +171,8 @@ def n_m_projection_(
     Not recorded by autograd. Bytes moved: every element read and written once.
     """
     op = "n_m_projection_"
-    xs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    xs = checks.tensor_list(op, "tensors", tensors)
     _check(op, n, m)
-    slices: list[int] = []
-    for i, x in enumerate(xs):
-        checks.on_device(op, f"tensors[{i}]", x, xs[0])
-        slices += along(x.shape, check_dim(op, x, dim))
-    if xs:
-        with torch.no_grad():
-            _select_(xs, n, m, slices)
+    slices = [size for x in xs for size in along(x.shape, check_dim(op, x, dim))]
+    with torch.no_grad():
+        _select_(xs, n, m, slices)

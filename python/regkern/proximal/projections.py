@@ -42,13 +42,13 @@ def _fake_gradient(
 
 
 def _fake_in_place(
-    xs: Sequence[Tensor], ts: Sequence[Tensor], slices: Sequence[int], law: str
-) -> tuple[list[Tensor], Tensor]:
-    thetas = [
-        x.new_empty((slices[4 * i] * slices[4 * i + 2],), dtype=compute_dtype(x))
-        for i, x in enumerate(xs)
-    ]
-    return thetas, xs[0].new_empty((), dtype=torch.int64)
+    xs: Sequence[Tensor],
+    thetas: Sequence[Tensor],
+    ts: Sequence[Tensor],
+    slices: Sequence[int],
+    law: str,
+) -> Tensor:
+    return xs[0].new_empty((), dtype=torch.int64)
 
 
 _row_threshold = register("row_threshold", _fake_row_threshold)
@@ -630,16 +630,12 @@ def prox_linf_(
     read as they lie; groups that are columns are gathered sixteen at a time.
     """
     op = "prox_linf_"
-    xs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    xs = checks.tensor_list(op, "tensors", tensors)
     slices: list[int] = []
-    for i, x in enumerate(xs):
-        checks.floating(op, f"tensors[{i}]", x)
-        checks.on_device(op, f"tensors[{i}]", x, xs[0])
+    for x in xs:
         d = check_dim(op, x, dim)
         shape = x.shape
         slices += [1, math.prod(shape[:d]), shape[d], math.prod(shape[d + 1 :])]
-    if not xs:
-        return ProxReport((), torch.zeros((), dtype=torch.int64))
     if isinstance(thresholds, Tensor) or not isinstance(thresholds, Sequence):
         given: Sequence[Any] = [thresholds]
     else:
@@ -661,8 +657,12 @@ def prox_linf_(
                 f"{tuple(value.shape)}"
             )
         ts.append(value.detach().reshape(-1).to(device=xs[0].device, dtype=torch.float64))
+    thetas = [
+        x.new_empty((count,), dtype=compute_dtype(x))
+        for x, count in zip(xs, slices[2::4], strict=True)
+    ]
     with torch.no_grad():
-        thetas, zeros = _row_threshold_(xs, ts, slices, "linf")
+        zeros = _row_threshold_(xs, thetas, ts, slices, "linf")
     return ProxReport(tuple(thetas), zeros)
 
 

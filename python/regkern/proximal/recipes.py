@@ -225,7 +225,7 @@ def mask_sparsity(
     """
     op = "mask_sparsity"
     xs = checks.tensor_list(op, "gamma", gamma)
-    masks = [mask] if isinstance(mask, Tensor) else list(mask)
+    masks = checks.tensor_list(op, "mask", mask, checks.tensor)
     if len(masks) != len(xs):
         raise ValueError(f"regkern.{op}: expected {len(xs)} tensors in `mask`, got {len(masks)}")
     dtype = compute_dtype(xs[0])

@@ -104,7 +104,7 @@ def sensitivity_shrink_(
             checks.on_device(op, f"sensitivities[{i}]", s, ws[0])
     masks: list[Tensor] = []
     if keep is not None:
-        masks = [keep] if isinstance(keep, Tensor) else list(keep)
+        masks = checks.tensor_list(op, "keep", keep, checks.tensor)
         _as_many(op, "keep", masks, ws)
         for i, (m, w) in enumerate(zip(masks, ws, strict=True)):
             checks.on_device(op, f"keep[{i}]", m, ws[0])

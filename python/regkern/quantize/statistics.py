@@ -393,12 +393,7 @@ def moments_penalty(
     Xu et al., "EQ-Net: elastic quantization neural networks", ICCV 2023.
     """
     op = "moments_penalty"
-    tensors = [weights] if isinstance(weights, Tensor) else list(weights)
-    if not tensors:
-        raise ValueError(f"regkern.{op}: expected `weights` of at least one tensor, got none")
-    for i, w in enumerate(tensors):
-        checks.floating(op, f"weights[{i}]", w)
-        checks.on_device(op, f"weights[{i}]", w, tensors[0])
+    tensors = checks.tensor_list(op, "weights", weights)
     double = any(w.dtype == torch.float64 for w in tensors)
     compiling = torch.compiler.is_compiling()
     if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:

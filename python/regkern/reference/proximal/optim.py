@@ -20,7 +20,7 @@ def sgd_step(
 ) -> tuple[Tensor, Tensor | None]:
     """p and the momentum after a step; ``buffer`` is None in the first."""
     g = -g if maximize else g
-    g = g + weight_decay * p
+    g = g + weight_decay * p if weight_decay != 0.0 else g
     if momentum == 0.0:
         return p - lr * g, None
     buffer = g if buffer is None else momentum * buffer + (1.0 - dampening) * g
