@@ -1,0 +1,103 @@
+#include "spectral/rank_one.h"
+
+#include <cstring>
+
+#include "core/parallel.h"
+#include "core/vec.h"
+
+namespace regkern::REGKERN_ISA {
+namespace {
+
+using namespace spectral;
+
+// (b u_r) v_c of kBlock elements from e on. Elements behind the last get what the first has.
+template <typename C>
+inline void products_of(const RankOneRow& row, C b, int64_t e, int64_t n, C* out) {
+  const C* const u = static_cast<const C*>(row.u);
+  const C* const v = static_cast<const C*>(row.v);
+  int64_t run = e / row.n1, i = e % row.n1;
+  int64_t r = run % row.rows, o = run / row.rows;
+  if (row.n1 - i >= n) {
+    const C by = b * u[r];
+    const C* const from = v + o * row.n1 + i;
+    if (n == kBlock) {
+#pragma omp simd
+      for (int k = 0; k < kBlock; ++k) out[k] = by * from[k];
+    } else {
+      for (int64_t k = 0; k < n; ++k) out[k] = by * from[k];
+    }
+    return;
+  }
+  for (int64_t k = 0; k < n;) {
+    const int64_t length = row.n1 - i < n - k ? row.n1 - i : n - k;
+    const C by = b * u[r];
+    const C* const from = v + o * row.n1 + i;
+    for (int64_t j = 0; j < length; ++j) out[k + j] = by * from[j];
+    k += length;
+    i = 0;
+    if (++r == row.rows) {
+      r = 0;
+      ++o;
+    }
+  }
+}
+
+template <typename T, bool kScaled, bool kProduct>
+void update(const RankOneRow& row, Pair<compute_t<T>> f, int64_t begin, int64_t end,
+            bool streaming) {
+  using C = compute_t<T>;
+  const T* const x = static_cast<const T*>(row.x);
+  T* const out = static_cast<T*>(row.out);
+  C a[kBlock] = {}, product[kBlock] = {};
+  alignas(64) T narrowed_block[kBlock];
+  for (int64_t e = begin; e < end; e += kBlock) {
+    const int64_t n = end - e < kBlock ? end - e : kBlock;
+    if constexpr (kProduct) products_of(row, f.b, e, n, product);
+    if (x != nullptr) load_elements(x + e, n, a);
+    if constexpr (kScaled) {
+#pragma omp simd
+      for (int i = 0; i < kBlock; ++i) a[i] = f.a * a[i];
+    }
+    if constexpr (kProduct) {
+#pragma omp simd
+      for (int i = 0; i < kBlock; ++i) product[i] = x != nullptr ? a[i] + product[i] : product[i];
+    }
+    C* const result = kProduct ? product : a;
+    if (streaming && n == kBlock) {
+      store_block<T>(result, narrowed_block);
+      stream_block(narrowed_block, out + e);
+    } else {
+      store_elements(result, n, out + e);
+    }
+  }
+  if (streaming) stream_fence();
+}
+
+}  // namespace
+
+void rank_one(const RankOneArgs& args, Context) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < args.count; ++i) bytes += args.rows[i].numel;
+  dispatch_floating(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using C = compute_t<T>;
+    const bool large = bytes * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
+    parallel_for_list(
+        args.rows, args.count, int64_t{1} << 15,
+        [&](const RankOneRow& row, int64_t begin, int64_t end) {
+          const int64_t i = &row - args.rows;
+          const Pair<C> f = factors_of(args.factors, static_cast<const C*>(args.numbers)[i],
+                                       args.products != nullptr ? args.products[i] : 0.0, args.cap);
+          const bool streaming =
+              large && row.x != row.out && reinterpret_cast<uintptr_t>(row.out) % 64 == 0;
+          if (args.factors == Factors::given)
+            update<T, false, true>(row, f, begin, end, streaming);
+          else if (args.factors == Factors::divide)
+            update<T, true, false>(row, f, begin, end, streaming);
+          else
+            update<T, true, true>(row, f, begin, end, streaming);
+        });
+  });
+}
+
+}  // namespace regkern::REGKERN_ISA
