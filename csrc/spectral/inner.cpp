@@ -13,7 +13,7 @@ void inner_as(const InnerArgs& args) {
   using C = compute_t<T>;
   static_assert(kSumBlock == kBlock);
   sum_spans<1, double>(args.rows, args.count, args.spans,
-                       [&](const InnerRow& row, int64_t e, int64_t n, double(&v)[1][kSumBlock]) {
+                       [&](const InnerRow& row, int64_t e, int64_t n, double (&v)[1][kSumBlock]) {
                          C x[kBlock], y[kBlock];
                          load_elements(static_cast<const T*>(row.x) + e, n, x);
                          load_elements(static_cast<const T*>(row.y) + e, n, y);

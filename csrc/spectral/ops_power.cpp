@@ -81,11 +81,12 @@ Results run(const Checks& check, const Tensors& weights, const Tensors& u, const
   a.eps = eps;
   Tensor stats = new_tensor(like, {a.count, kStats}, ScalarType::Double);
   Tensor partial = new_tensor(like, {n_iter > 0 ? partials : 0}, type);
-  Tensor exponents = new_tensor(like, {chunks}, ScalarType::Int);
+  Tensor exponents = new_tensor(like, {chunks + a.count}, ScalarType::Int);
   Tensor squares = new_tensor(like, {frobenius ? chunks : 0}, ScalarType::Double);
   a.stats = mutable_data<double>(stats);
   a.partials = partial.mutable_data_ptr();
   a.exponents = mutable_data<int32_t>(exponents);
+  a.totals = a.exponents + chunks;
   a.squares = mutable_data<double>(squares);
   backend::power_iteration(a, OnDevice(like));
   for (auto& [target, source] : back) {

@@ -15,8 +15,7 @@ namespace {
 const void* check_numbers(const Checks& check, const Tensor& numbers, const char* name,
                           const Tensors& list, Dtype dtype) {
   check.same_device(numbers, name, list[0]);
-  check.dtype(numbers, name, compute_type(dtype),
-              dtype == Dtype::float64 ? "float64" : "float32");
+  check.dtype(numbers, name, compute_type(dtype), dtype == Dtype::float64 ? "float64" : "float32");
   check.shape(numbers, name, {static_cast<int64_t>(list.size())});
   check.that(numbers.is_contiguous(), std::string("contiguous `") + name + "`", "a strided one");
   return numbers.const_data_ptr();
@@ -28,8 +27,8 @@ struct Rows {
 
   void add(const void* x, void* out, const void* u, const void* v, int64_t numel, int64_t n_rows,
            int64_t n1) {
-    rows.push_back({x, out, u, v, numel, first, static_cast<int32_t>(n_rows),
-                    static_cast<int32_t>(n1)});
+    rows.push_back(
+        {x, out, u, v, numel, first, static_cast<int32_t>(n_rows), static_cast<int32_t>(n1)});
     first += list_span(numel);
   }
   void launch(RankOneArgs args, const Tensor& like) const {
@@ -76,8 +75,7 @@ void spectral_divide_(Tensors weights, const Tensor& sigma, double cap) {
   Written written;
   Rows rows;
   for (const Tensor& w : weights) {
-    void* const data =
-        is_channels_last(w) ? w.mutable_data_ptr() : written.row_major(w, true);
+    void* const data = is_channels_last(w) ? w.mutable_data_ptr() : written.row_major(w, true);
     rows.add(data, data, nullptr, nullptr, w.numel(), 1, 1);
   }
   rows.launch(a, weights[0]);
@@ -195,8 +193,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "spectral_divide_backward(Tensor[] grads, Tensor[] weights, Tensor sigma, Tensor[] u, "
       "Tensor[] v, int[] dims, float cap) -> Tensor[]");
   m.def("outer(Tensor[] tensors, Tensor[] u, Tensor[] v, Tensor scale, int[] dims) -> Tensor[]");
-  m.def(
-      "add_outer_(Tensor(a!)[] tensors, Tensor[] u, Tensor[] v, Tensor scale, int[] dims) -> ()");
+  m.def("add_outer_(Tensor(a!)[] tensors, Tensor[] u, Tensor[] v, Tensor scale, int[] dims) -> ()");
 }
 #endif
 

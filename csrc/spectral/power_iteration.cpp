@@ -11,7 +11,7 @@ namespace {
 
 using namespace spectral;
 
-constexpr int kRowBlock = 4;   // rows that share what t is read and written for
+constexpr int kRowBlock = 4;  // rows that share what t is read and written for
 constexpr int kTileColumns = 64;
 
 int64_t padded(int64_t n) { return (n + kStripe - 1) / kStripe * kStripe; }
@@ -278,8 +278,7 @@ void end_matrix(const PowerArgs& args, const PowerRow& row, double* stats, bool 
       memcpy(t, partial, static_cast<size_t>(n) * sizeof(C));
       exponent = args.exponents[row.chunk];
     } else {
-      const Scales<C> scales =
-          follow_exponent<C>(&exponent, args.exponents[row.chunk + span]);
+      const Scales<C> scales = follow_exponent<C>(&exponent, args.exponents[row.chunk + span]);
       add_scaled(t, scales.sum, partial, scales.term, n);
     }
   }
@@ -321,8 +320,8 @@ void iterate(const PowerArgs& args, int64_t begin, int64_t end, bool first) {
           args.frobenius ? add_span<T, true, false>(args, row, first, span, room)
                          : add_span<T, false, false>(args, row, first, span, room);
         } else {
-          first && args.frobenius ? add_span<T, true, true>(args, row, first, span, room)
-                                  : add_span<T, false, true>(args, row, first, span, room);
+          first&& args.frobenius ? add_span<T, true, true>(args, row, first, span, room)
+                                 : add_span<T, false, true>(args, row, first, span, room);
         }
       }
       at += row.w.rows * n - span_count_of(row.w) * kSpanRows * n;

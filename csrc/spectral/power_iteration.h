@@ -52,12 +52,13 @@ struct PowerArgs {
   int64_t count;
   int64_t iterations;  // 0: σ = uᵀ W v alone
   bool frobenius;
-  double tolerance;  // of σ, relative; negative: all iterations are done
-  double eps;        // a matrix of no greater σ counts as zero
-  double* stats;     // (count, kStats)
-  void* partials;    // t by chunk on the GPU, by span on the CPU
-  int32_t* exponents;
-  double* squares;  // by chunk on the GPU, by span on the CPU
+  double tolerance;    // of σ, relative; negative: all iterations are done
+  double eps;          // a matrix of no greater σ counts as zero
+  double* stats;       // (count, kStats)
+  void* partials;      // t by chunk on the GPU, by span on the CPU
+  int32_t* exponents;  // of those
+  int32_t* totals;     // of t; used on the GPU
+  double* squares;     // by chunk on the GPU, by span on the CPU
 };
 
 REGKERN_HD int64_t chunk_count(const Matrix& m) { return (m.rows + kChunkRows - 1) / kChunkRows; }
@@ -79,17 +80,18 @@ REGKERN_HD double power_of_two<double>(int k) {
   return k < -1022 ? 0.0 : bit_cast<double>(static_cast<uint64_t>(k + 1023) << 52);
 }
 
-// A multiple of 32 near the exponent of x; kNoExponent of 0 and of what is not finite.
+// A multiple of 32 near the exponent of x, more than it at the upper end, where nothing is left to
+// spare; kNoExponent of 0 and of what is not finite.
 REGKERN_HD int coarse_exponent(float x) {
   const int bits = static_cast<int>((bit_cast<uint32_t>(x) >> 23) & 255u);
   const int e = (bits - 127 + 16 + 256) / 32 * 32 - 256;
-  const int held = e < -96 ? -96 : (e > 96 ? 112 : e);
+  const int held = e < -96 ? -96 : (bits - 127 >= 96 ? 112 : e);
   return bits == 255 || x == 0.0f ? kNoExponent : held;
 }
 REGKERN_HD int coarse_exponent(double x) {
   const int bits = static_cast<int>((bit_cast<uint64_t>(x) >> 52) & 2047u);
   const int e = (bits - 1023 + 16 + 2048) / 32 * 32 - 2048;
-  const int held = e < -960 ? -960 : (e > 960 ? 960 : e);
+  const int held = e < -960 ? -960 : (bits - 1023 >= 960 ? 992 : e);
   return bits == 2047 || x == 0.0 ? kNoExponent : held;
 }
 

@@ -82,21 +82,21 @@ void rank_one(const RankOneArgs& args, Context) {
     using T = decltype(zero);
     using C = compute_t<T>;
     const bool large = bytes * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
-    parallel_for_list(
-        args.rows, args.count, int64_t{1} << 15,
-        [&](const RankOneRow& row, int64_t begin, int64_t end) {
-          const int64_t i = &row - args.rows;
-          const Pair<C> f = factors_of(args.factors, static_cast<const C*>(args.numbers)[i],
+    parallel_for_list(args.rows, args.count, int64_t{1} << 15,
+                      [&](const RankOneRow& row, int64_t begin, int64_t end) {
+                        const int64_t i = &row - args.rows;
+                        const Pair<C> f =
+                            factors_of(args.factors, static_cast<const C*>(args.numbers)[i],
                                        args.products != nullptr ? args.products[i] : 0.0, args.cap);
-          const bool streaming =
-              large && row.x != row.out && reinterpret_cast<uintptr_t>(row.out) % 64 == 0;
-          if (args.factors == Factors::given)
-            update<T, false, true>(row, f, begin, end, streaming);
-          else if (args.factors == Factors::divide)
-            update<T, true, false>(row, f, begin, end, streaming);
-          else
-            update<T, true, true>(row, f, begin, end, streaming);
-        });
+                        const bool streaming = large && row.x != row.out &&
+                                               reinterpret_cast<uintptr_t>(row.out) % 64 == 0;
+                        if (args.factors == Factors::given)
+                          update<T, false, true>(row, f, begin, end, streaming);
+                        else if (args.factors == Factors::divide)
+                          update<T, true, false>(row, f, begin, end, streaming);
+                        else
+                          update<T, true, true>(row, f, begin, end, streaming);
+                      });
   });
 }
 

@@ -33,7 +33,7 @@ struct RankOneArgs {
   Factors factors;
   const RankOneRow* rows;
   int64_t count;
-  const void* numbers;    // b or σ of each matrix, in the compute type
+  const void* numbers;     // b or σ of each matrix, in the compute type
   const double* products;  // ⟨x, W⟩ of each matrix
   double cap;              // of σ; 0: none, and a = 1 / σ
 };

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype, dense_like, function_apply, register
+from regkern._registration import dense_like, function_apply, register
 from regkern.spectral.power import (
     Singular,
     _add_outer_,
@@ -187,11 +186,11 @@ def _resolve_cap(op: str, cap: float | None) -> float:
     """The cap, 0 for none."""
     if cap is None:
         return 0.0
-    if isinstance(cap, bool) or not isinstance(cap, int | float):
+    if isinstance(cap, bool) or not isinstance(cap, int | float | torch.SymFloat):
         raise TypeError(f"regkern.{op}: expected `cap` to be a number or None, got {cap!r}")
     if not cap > 0:
         raise ValueError(f"regkern.{op}: expected `cap` above 0, got {cap}")
-    return float(cap) if math.isfinite(cap) else 3e38
+    return cap * 1.0
 
 
 def _prepare(
