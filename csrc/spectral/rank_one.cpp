@@ -1,6 +1,7 @@
 #include "spectral/rank_one.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "core/vec.h"
@@ -73,6 +74,39 @@ void update(const RankOneRow& row, Pair<compute_t<T>> f, int64_t begin, int64_t 
   if (streaming) stream_fence();
 }
 
+// The same without blocks between, run by run.
+template <bool kScaled, bool kProduct, typename C>
+void update_runs(const RankOneRow& row, Pair<C> f, int64_t begin, int64_t end) {
+  const C* const x = static_cast<const C*>(row.x);
+  C* const out = static_cast<C*>(row.out);
+  if constexpr (!kProduct) {
+#pragma omp simd
+    for (int64_t e = begin; e < end; ++e) out[e] = f.a * x[e];
+  } else {
+    for (int64_t e = begin; e < end;) {
+      const int64_t run = e / row.n1, i = e % row.n1;
+      const int64_t n = row.n1 - i < end - e ? row.n1 - i : end - e;
+      const C by = f.b * static_cast<const C*>(row.u)[run % row.rows];
+      const C* const v = static_cast<const C*>(row.v) + run / row.rows * row.n1 + i;
+      const C* const from = x + e;
+      C* const to = out + e;
+#pragma omp simd
+      for (int64_t k = 0; k < n; ++k) to[k] = (kScaled ? f.a * from[k] : from[k]) + by * v[k];
+      e += n;
+    }
+  }
+}
+
+template <typename T, bool kScaled, bool kProduct>
+void update_any(const RankOneRow& row, Pair<compute_t<T>> f, int64_t begin, int64_t end,
+                bool streaming) {
+  if constexpr (std::is_same_v<T, compute_t<T>>) {
+    if (!streaming && row.x != nullptr && (!kProduct || row.n1 >= kBlock))
+      return update_runs<kScaled, kProduct>(row, f, begin, end);
+  }
+  update<T, kScaled, kProduct>(row, f, begin, end, streaming);
+}
+
 }  // namespace
 
 void rank_one(const RankOneArgs& args, Context) {
@@ -91,11 +125,11 @@ void rank_one(const RankOneArgs& args, Context) {
                         const bool streaming = large && row.x != row.out &&
                                                reinterpret_cast<uintptr_t>(row.out) % 64 == 0;
                         if (args.factors == Factors::given)
-                          update<T, false, true>(row, f, begin, end, streaming);
+                          update_any<T, false, true>(row, f, begin, end, streaming);
                         else if (args.factors == Factors::divide)
-                          update<T, true, false>(row, f, begin, end, streaming);
+                          update_any<T, true, false>(row, f, begin, end, streaming);
                         else
-                          update<T, true, true>(row, f, begin, end, streaming);
+                          update_any<T, true, true>(row, f, begin, end, streaming);
                       });
   });
 }
