@@ -447,7 +447,5 @@ def spectral_conv(
         return [value] * ndim if isinstance(value, int) else list(value)
 
     layer = _ConvLayer(each(stride), each(padding), each(dilation), groups)
-    y: Tensor = function_apply(
-        _Folded, layer, c, d, found.sigma, found.u, found.v, x, weight, bias
-    )
+    y: Tensor = function_apply(_Folded, layer, c, d, found.sigma, found.u, found.v, x, weight, bias)
     return y

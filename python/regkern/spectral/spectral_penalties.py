@@ -286,9 +286,7 @@ class SpectralPenalty(nn.Module):
             tuple(gains) if kind == "power" else (),
         )
         self.dims = resolve_dims(op, weights, dims)
-        us, vs = random_vectors(
-            [w.detach() for w in weights], dim=self.dims, generator=generator
-        )
+        us, vs = random_vectors([w.detach() for w in weights], dim=self.dims, generator=generator)
         for i, (a, b) in enumerate(zip(us, vs, strict=True)):
             self.register_buffer(f"u{i}", a)
             self.register_buffer(f"v{i}", b)
