@@ -566,7 +566,7 @@ void power_iteration_as(const PowerArgs& args, cudaStream_t stream) {
       for_each_chunk<1>(ends, count,
                         [&](const ListChunk<EndRow>& list, int64_t first, int64_t blocks) {
                           RK_LAUNCH((end_kernel<C>), blocks, kTotalLanes, 0, stream, list, end,
-                                    stats, totals, args.squares);
+                                    stats + first * kStats, totals + first, args.squares);
                         });
     }
   }

@@ -94,7 +94,7 @@ def iterate(
 
 def vectors(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The vectors that stand in a row."""
-    return list(flat.split(list(sizes)))
+    return list(torch.split(flat, list(sizes)))
 
 
 class _SigmaOf(torch.autograd.Function):
@@ -227,7 +227,8 @@ def check_iterations(op: str, name: str, value: object, least: int = 0) -> None:
     """A number of iterations."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"regkern.{op}: expected `{name}` to be an integer, got {value!r}")
-    checks.at_least(op, name, value, least)
+    if not value >= least:
+        raise ValueError(f"regkern.{op}: expected `{name}` to be at least {least}, got {value}")
 
 
 # ---- public functions ----

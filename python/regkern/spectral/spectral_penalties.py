@@ -376,9 +376,12 @@ def _parameters_of(
 ) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
     """Weights, their dimensions of rows, biases, and factors of normalization layers."""
     if not isinstance(model, nn.Module):
-        weights = checks.tensor_list("SpectralPenalty", "model", model)
-        return weights, [0] * len(weights), [], []
-    weights, dims, biases, gains = [], [], [], []
+        given = checks.tensor_list("SpectralPenalty", "model", model)
+        return given, [0] * len(given), [], []
+    dims: list[int] = []
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    gains: list[Tensor] = []
     seen: set[int] = set()
     for module in model.modules():
         for name, p in module._parameters.items():

@@ -75,7 +75,8 @@ class SpectralNorm(nn.Module):
             if self.cap is None:
                 return F.normalize(weight, dim=0, eps=_floor(weight, self.eps))
             norm = torch.linalg.vector_norm(weight)
-            return weight / (norm / self.cap).clamp_min(1.0)
+            capped: Tensor = weight / (norm / self.cap).clamp_min(1.0)
+            return capped
         return spectral_normalize(
             weight,
             self._u,
