@@ -1,13 +1,14 @@
 """Learns one task after the other, with and without a penalty of spectral norms.
 
-    python bench/train_continual.py [--tasks 12] [--seed 0] [--json results.json]
+    python bench/train_continual.py [--tasks 20] [--seed 0] [--json results.json]
 
-A network learns scikit-learn's handwritten digits; then the labels are permuted at random, and it
-learns them anew, and so on. Weights that grow from task to task make it learn ever more slowly.
+A network learns scikit-learn's handwritten digits; then the ten labels trade places, and it learns
+them anew, and so on. Weights that grow from task to task make it learn ever more slowly.
 `SpectralPenalty` keeps every spectral norm near 1 by adding its gradients after the backward.
 
-Exits with 1 unless the penalty gives more training accuracy over the last half of the tasks, keeps
-the spectral norms below those without it, and costs less than 5 % of a step of a larger network.
+Exits with 1 unless the penalty gives five points more accuracy over the last half of the tasks,
+keeps the spectral norms below those without it, and costs less than 5 % of a step of a larger
+network.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 from regkern.spectral.spectral_penalties import SpectralPenalty
 from torch import Tensor, nn
 
-CLASSES, BATCH, EPOCHS = 10, 64, 6
-WIDTH, DEPTH, LR, WEIGHT = 128, 4, 2e-3, 1e-2
+CLASSES, BATCH, EPOCHS = 10, 64, 2
+WIDTH, DEPTH, LR, WEIGHT = 128, 5, 5e-3, 1e-2
 
 
 def network(width: int, depth: int) -> nn.Sequential:
@@ -45,17 +46,16 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def learn(model: nn.Module, tasks: int, weight: float, seed: int) -> list[float]:
-    """The training accuracy at the end of each task, averaged over its last epoch."""
+    """The accuracy on each task while it is learnt, each batch before its step."""
     images, classes = digits()
     generator = torch.Generator().manual_seed(seed)
     penalty = SpectralPenalty(model, generator=generator)
     optimizer = torch.optim.Adam(model.parameters(), LR)
     accuracies = []
     for _ in range(tasks):
-        # Every image has a label of its own: nothing of the last task helps.
-        labels = torch.randint(0, CLASSES, classes.shape, generator=generator)
+        labels = torch.randperm(CLASSES, generator=generator)[classes]
+        right = 0
         for _ in range(EPOCHS):
-            right = 0
             order = torch.randperm(len(images), generator=generator)
             for chosen in order.split(BATCH):
                 y = model(images[chosen])
@@ -66,7 +66,7 @@ def learn(model: nn.Module, tasks: int, weight: float, seed: int) -> list[float]
                     penalty.add_gradients_(weight)
                 optimizer.step()
                 right += int((y.argmax(1) == labels[chosen]).sum())
-        accuracies.append(right / len(images))
+        accuracies.append(right / (EPOCHS * len(images)))
     return accuracies
 
 
@@ -125,8 +125,8 @@ def missed(results: dict[str, Any]) -> list[str]:
     accuracies, sigma = results["accuracy"], results["sigma"]
     times = results["milliseconds"]
     wanted = {
-        "more accuracy late with the penalty": late(accuracies["penalty"])
-        > late(accuracies["plain"]),
+        "five points more late with the penalty": late(accuracies["penalty"])
+        > late(accuracies["plain"]) + 0.05,
         "smaller spectral norms with the penalty": sigma["penalty"] < sigma["plain"],
         "the penalty takes less than 5 % of a step": times["penalty"] < 0.05 * times["step"],
     }
@@ -135,14 +135,12 @@ def missed(results: dict[str, Any]) -> list[str]:
 
 def table(results: dict[str, Any]) -> str:
     lines = [
-        f"random labels on handwritten digits, {results['tasks']} tasks, seed {results['seed']}, "
+        f"permuted labels of handwritten digits, {results['tasks']} tasks, seed {results['seed']}, "
         f"{results['threads']} threads, torch {results['torch']}",
     ]
     for name, accuracies in results["accuracy"].items():
         by_task = " ".join(f"{100 * a:5.1f}" for a in accuracies)
-        lines.append(
-            f"{name:<8} accuracy, %: {by_task}   largest σ {results['sigma'][name]:.2f}"
-        )
+        lines.append(f"{name:<8} accuracy, %: {by_task}   largest σ {results['sigma'][name]:.2f}")
     times = results["milliseconds"]
     share = times["penalty"] / times["step"]
     lines.append(
@@ -154,7 +152,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", type=int, default=12)
+    parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args()
