@@ -71,6 +71,12 @@ EXCEPTIONS = {
     r"\bprox_step_kernel<float": 96,
     # Newton's iteration in double; divisions are calls, which registers have to survive.
     r"\badam_metric_kernel<": 104,
+    # Of a row, the next one, the vector and the sums of columns, 16 numbers each a thread. Two blocks
+    # of 256 threads fit, one of doubles.
+    r"\bpower_rows_kernel<double": 224,
+    r"\bpower_rows_kernel<": 128,
+    # The sixteen chunks of a span in flight.
+    r"\bpower_columns_kernel<double": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -115,4 +121,6 @@ WIDE_ACCESSES = {
     r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
     r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
+    r"\brank_one_kernel<float, true>": 1,
+    r"\brank_one_kernel<regkern::bfloat16, false>": 1,
 }

@@ -79,7 +79,9 @@ Results run(const Checks& check, const Tensors& weights, const Tensors& u, const
   a.frobenius = frobenius;
   a.tolerance = tolerance;
   a.eps = eps;
+  Tensor numbers = new_tensor(like, {kDone, a.count}, type);
   Tensor stats = new_tensor(like, {a.count, kStats}, ScalarType::Double);
+  a.numbers = numbers.mutable_data_ptr();
   Tensor partial = new_tensor(like, {n_iter > 0 ? partials : 0}, type);
   Tensor exponents = new_tensor(like, {chunks + a.count}, ScalarType::Int);
   Tensor squares = new_tensor(like, {frobenius ? chunks : 0}, ScalarType::Double);
@@ -93,7 +95,7 @@ Results run(const Checks& check, const Tensors& weights, const Tensors& u, const
     Tensor to = target;
     torch::stable::copy_(to, source);
   }
-  return {stats, u_out, v_out};
+  return {numbers, u_out, v_out};
 }
 
 Results power_iteration(Tensors weights, Tensors u, Tensors v, Dims dims, int64_t n_iter,

@@ -340,6 +340,9 @@ void power_iteration_as(const PowerArgs& args) {
   }
   for (int64_t i = 0; i < args.count; ++i) {
     const PowerRow& row = args.rows[i];
+    for (int k = 0; k < kDone; ++k)
+      static_cast<C*>(args.numbers)[k * args.count + i] =
+          static_cast<C>(args.stats[i * kStats + k]);
     if (row.u_too != nullptr)
       memcpy(row.u_too, row.u_out, static_cast<size_t>(row.w.rows) * sizeof(C));
     if (row.v_too != nullptr)

@@ -322,8 +322,8 @@ __device__ __forceinline__ void wide_rows(const ChunksRow& row, int block, int32
 // y, and the partials of t, of all chunks.
 template <typename T, bool kSquares, bool kProducts>
 __global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)
-    chunks_kernel(const __grid_constant__ ListChunk<ChunksRow> list, const double* stats,
-                  int32_t* exponents, double* squares) {
+    power_rows_kernel(const __grid_constant__ ListChunk<ChunksRow> list, const double* stats,
+                      int32_t* exponents, double* squares) {
   using C = compute_t<T>;
   RK_SHARED(C, dots, 2 * kWarps * kDotLanes);
   RK_SHARED(C, square_lanes, kSquares ? 2 * kWarps * kDotLanes : 1);
@@ -358,8 +358,8 @@ struct ColumnsRow {
 
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
-    columns_kernel(const __grid_constant__ ListChunk<ColumnsRow> list, const double* stats,
-                   const int32_t* exponents, int32_t* totals) {
+    power_columns_kernel(const __grid_constant__ ListChunk<ColumnsRow> list, const double* stats,
+                         const int32_t* exponents, int32_t* totals) {
   RK_SHARED(C, sums, kThreads);
   RK_SHARED(int32_t, sum_exponents, kSpanLanesOfTile);
   const ListPlace place = place_of(list, static_cast<int>(blockIdx.x));
@@ -419,7 +419,7 @@ struct EndRow {
 };
 
 struct EndArgs {
-  int64_t iterations;
+  int64_t iterations, count;
   bool frobenius, last;
   double tolerance, eps;
 };
@@ -433,8 +433,9 @@ __device__ __forceinline__ double lane_sum(int64_t n, double* shared, const F& f
 
 template <typename C>
 __global__ void __launch_bounds__(kTotalLanes)
-    end_kernel(const __grid_constant__ ListChunk<EndRow> list, EndArgs args, double* all_stats,
-               const int32_t* totals, const double* squares) {
+    power_norms_kernel(const __grid_constant__ ListChunk<EndRow> list, EndArgs args,
+                       double* all_stats, C* numbers, const int32_t* totals,
+                       const double* squares) {
   RK_SHARED(double, shared, kTotalLanes);
   RK_SHARED(Ending, ending, 1);
   const int index = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
@@ -492,6 +493,7 @@ __global__ void __launch_bounds__(kTotalLanes)
   }
   if (!args.last) return;
   __syncthreads();
+  if (thread < kDone) numbers[thread * args.count + index] = static_cast<C>(stats[thread]);
   C* const u_too = static_cast<C*>(row.u_too);
   C* const v_too = static_cast<C*>(row.v_too);
   if (u_too != nullptr)
@@ -539,35 +541,37 @@ void power_iteration_as(const PowerArgs& args, cudaStream_t stream) {
                    chunk,     1};
       }
       const bool squares = k == 0 && args.frobenius, products = args.iterations > 0;
-      for_each_chunk<1>(
-          chunks, count, [&](const ListChunk<ChunksRow>& list, int64_t first, int64_t blocks) {
-            const auto launch = [&](auto with_squares, auto with_products) {
-              RK_LAUNCH(
-                  (chunks_kernel<T, decltype(with_squares)::value, decltype(with_products)::value>),
-                  blocks, kThreads, 0, stream, list, stats + first * kStats, args.exponents,
-                  args.squares);
-            };
-            if (squares && products)
-              launch(std::true_type{}, std::true_type{});
-            else if (products)
-              launch(std::false_type{}, std::true_type{});
-            else if (squares)
-              launch(std::true_type{}, std::false_type{});
-            else
-              launch(std::false_type{}, std::false_type{});
-          });
+      for_each_chunk<1>(chunks, count,
+                        [&](const ListChunk<ChunksRow>& list, int64_t first, int64_t blocks) {
+                          const auto launch = [&](auto with_squares, auto with_products) {
+                            RK_LAUNCH((power_rows_kernel<T, decltype(with_squares)::value,
+                                                         decltype(with_products)::value>),
+                                      blocks, kThreads, 0, stream, list, stats + first * kStats,
+                                      args.exponents, args.squares);
+                          };
+                          if (squares && products)
+                            launch(std::true_type{}, std::true_type{});
+                          else if (products)
+                            launch(std::false_type{}, std::true_type{});
+                          else if (squares)
+                            launch(std::true_type{}, std::false_type{});
+                          else
+                            launch(std::false_type{}, std::false_type{});
+                        });
       if (products)
         for_each_chunk<1>(columns, count,
                           [&](const ListChunk<ColumnsRow>& list, int64_t first, int64_t blocks) {
-                            RK_LAUNCH((columns_kernel<C>), blocks, kThreads, 0, stream, list,
+                            RK_LAUNCH((power_columns_kernel<C>), blocks, kThreads, 0, stream, list,
                                       stats + first * kStats, args.exponents, totals + first);
                           });
-      const EndArgs end{args.iterations, squares, k + 1 == most, args.tolerance, args.eps};
-      for_each_chunk<1>(ends, count,
-                        [&](const ListChunk<EndRow>& list, int64_t first, int64_t blocks) {
-                          RK_LAUNCH((end_kernel<C>), blocks, kTotalLanes, 0, stream, list, end,
-                                    stats + first * kStats, totals + first, args.squares);
-                        });
+      const EndArgs end{args.iterations, args.count,     squares,
+                        k + 1 == most,   args.tolerance, args.eps};
+      for_each_chunk<1>(
+          ends, count, [&](const ListChunk<EndRow>& list, int64_t first, int64_t blocks) {
+            RK_LAUNCH((power_norms_kernel<C>), blocks, kTotalLanes, 0, stream, list, end,
+                      stats + first * kStats, static_cast<C*>(args.numbers) + begin + first,
+                      totals + first, args.squares);
+          });
     }
   }
 }

@@ -54,7 +54,8 @@ struct PowerArgs {
   bool frobenius;
   double tolerance;    // of σ, relative; negative: all iterations are done
   double eps;          // a matrix of no greater σ counts as zero
-  double* stats;       // (count, kStats)
+  void* numbers;       // σ, |W| and iterations, (kDone, count) in the compute type
+  double* stats;       // the same and more, (count, kStats), scratch
   void* partials;      // t by chunk on the GPU, by span on the CPU
   int32_t* exponents;  // of those
   int32_t* totals;     // of t; used on the GPU

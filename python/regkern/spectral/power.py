@@ -13,7 +13,7 @@ from regkern._registration import compute_dtype, function_apply, register
 
 # ---- raw ops: fake kernels and autograd ----
 
-_STATS = 4  # σ, |W|, iterations, whether the matrix is done
+_NUMBERS = 3  # σ, |W|, iterations
 
 
 def _fake_iteration(weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +21,7 @@ def _fake_iteration(weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, 
     rows = sum(x.shape[d] for x, d in zip(weights, dims, strict=True))
     columns = sum(columns_of(x, d) for x, d in zip(weights, dims, strict=True))
     return (
-        w.new_empty((len(weights), _STATS), dtype=torch.float64),
+        w.new_empty((_NUMBERS, len(weights)), dtype=wide),
         w.new_empty((rows,), dtype=wide),
         w.new_empty((columns,), dtype=wide),
     )
@@ -85,16 +85,47 @@ def iterate(
     with torch.no_grad():
         plain = [w.detach() for w in weights]
         run = _iteration_ if update else _iteration
-        stats, all_u, all_v = run(
+        numbers, all_u, all_v = run(
             plain, u, v, dims, n_iter, -1.0 if tol is None else float(tol), float(eps), frobenius
         )
-        numbers = stats[:, :2].to(compute_dtype(weights[0])).t().contiguous()
-        return Singular(numbers[0], numbers[1], stats[:, 2], all_u, all_v)
+        return Singular(*numbers.unbind(), all_u, all_v)
 
 
 def vectors(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The vectors that stand in a row."""
     return list(torch.split(flat, list(sizes)))
+
+
+_QUICK: dict[type[torch.autograd.Function], type[torch.autograd.Function]] = {}
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply`, without the third of its time that goes into looking up its signature.
+
+    torch does that where `forward` stands apart from `setup_context`, which transforms and
+    compilation need, and nobody else.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return function_apply(function, *args)
+    if function not in _QUICK:
+        _QUICK[function] = _joined(function)
+    return function_apply(_QUICK[function], *args)
+
+
+def _joined(function: Any) -> type[torch.autograd.Function]:
+    class Joined(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = function.forward(*args)
+            function.setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return function.backward(ctx, *grads)
+
+    Joined.__name__ = function.__name__.lstrip("_")
+    return Joined
 
 
 class _SigmaOf(torch.autograd.Function):
@@ -148,7 +179,7 @@ def differentiable_sigma(
     found: Singular, weights: list[Tensor], dims: list[int]
 ) -> tuple[Tensor, Tensor]:
     """σ and |W| with their gradients."""
-    pair: tuple[Tensor, Tensor] = function_apply(
+    pair: tuple[Tensor, Tensor] = apply(
         _SigmaOf, tuple(dims), found.sigma, found.frobenius, found.u, found.v, *weights
     )
     return pair
@@ -244,7 +275,7 @@ class PowerIteration(NamedTuple):
     frobenius : Tensor
         The Frobenius norms, likewise.
     iterations : Tensor
-        How many iterations were done, float64.
+        How many iterations were done, of the same dtype.
     """
 
     sigma: Tensor
