@@ -71,8 +71,8 @@ EXCEPTIONS = {
     r"\bprox_step_kernel<float": 96,
     # Newton's iteration in double; divisions are calls, which registers have to survive.
     r"\badam_metric_kernel<": 104,
-    # Of a row, the next one, the vector and the sums of columns, 16 numbers each a thread. Two blocks
-    # of 256 threads fit, one of doubles.
+    # 16 numbers of a row, of the next one, of the vector and of sums of columns. Two blocks of 256
+    # threads fit, one of doubles.
     r"\bpower_rows_kernel<double": 224,
     r"\bpower_rows_kernel<": 128,
     # The sixteen chunks of a span in flight.

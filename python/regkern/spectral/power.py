@@ -88,7 +88,8 @@ def iterate(
         numbers, all_u, all_v = run(
             plain, u, v, dims, n_iter, -1.0 if tol is None else float(tol), float(eps), frobenius
         )
-        return Singular(*numbers.unbind(), all_u, all_v)
+        sigma, norms, done = numbers.unbind()
+        return Singular(sigma, norms, done, all_u, all_v)
 
 
 def vectors(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
