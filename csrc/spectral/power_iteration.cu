@@ -357,7 +357,7 @@ struct ColumnsRow {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     power_columns_kernel(const __grid_constant__ ListChunk<ColumnsRow> list, const double* stats,
                          const int32_t* exponents, int32_t* totals) {
   RK_SHARED(C, sums, kThreads);
@@ -432,7 +432,7 @@ __device__ __forceinline__ double lane_sum(int64_t n, double* shared, const F& f
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kTotalLanes)
+__global__ void __launch_bounds__(kTotalLanes, 4)
     power_norms_kernel(const __grid_constant__ ListChunk<EndRow> list, EndArgs args,
                        double* all_stats, C* numbers, const int32_t* totals,
                        const double* squares) {

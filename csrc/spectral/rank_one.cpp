@@ -11,34 +11,40 @@ namespace {
 
 using namespace spectral;
 
-// (b u_r) v_c of kBlock elements from e on. Elements behind the last get what the first has.
+// Where an element stands: (o, r, i) in (n0, rows, n1). Kept, as divisions take longer than a
+// block.
+struct Position {
+  Position(const RankOneRow& row, int64_t e)
+      : i(e % row.n1), r(e / row.n1 % row.rows), o(e / row.n1 / row.rows) {}
+  int64_t i, r, o;
+};
+
+// (b u_r) v_c of the next n elements, at most kBlock.
 template <typename C>
-inline void products_of(const RankOneRow& row, C b, int64_t e, int64_t n, C* out) {
+inline void products_of(const RankOneRow& row, C b, Position* at, int64_t n, C* out) {
   const C* const u = static_cast<const C*>(row.u);
   const C* const v = static_cast<const C*>(row.v);
-  int64_t run = e / row.n1, i = e % row.n1;
-  int64_t r = run % row.rows, o = run / row.rows;
-  if (row.n1 - i >= n) {
-    const C by = b * u[r];
-    const C* const from = v + o * row.n1 + i;
-    if (n == kBlock) {
+  if (n == kBlock && row.n1 - at->i > n) {
+    const C by = b * u[at->r];
+    const C* const from = v + at->o * row.n1 + at->i;
 #pragma omp simd
-      for (int k = 0; k < kBlock; ++k) out[k] = by * from[k];
-    } else {
-      for (int64_t k = 0; k < n; ++k) out[k] = by * from[k];
-    }
+    for (int k = 0; k < kBlock; ++k) out[k] = by * from[k];
+    at->i += n;
     return;
   }
   for (int64_t k = 0; k < n;) {
-    const int64_t length = row.n1 - i < n - k ? row.n1 - i : n - k;
-    const C by = b * u[r];
-    const C* const from = v + o * row.n1 + i;
+    const int64_t length = row.n1 - at->i < n - k ? row.n1 - at->i : n - k;
+    const C by = b * u[at->r];
+    const C* const from = v + at->o * row.n1 + at->i;
     for (int64_t j = 0; j < length; ++j) out[k + j] = by * from[j];
     k += length;
-    i = 0;
-    if (++r == row.rows) {
-      r = 0;
-      ++o;
+    at->i += length;
+    if (at->i == row.n1) {
+      at->i = 0;
+      if (++at->r == row.rows) {
+        at->r = 0;
+        ++at->o;
+      }
     }
   }
 }
@@ -51,9 +57,10 @@ void update(const RankOneRow& row, Pair<compute_t<T>> f, int64_t begin, int64_t 
   T* const out = static_cast<T*>(row.out);
   C a[kBlock] = {}, product[kBlock] = {};
   alignas(64) T narrowed_block[kBlock];
+  Position at(row, begin);
   for (int64_t e = begin; e < end; e += kBlock) {
     const int64_t n = end - e < kBlock ? end - e : kBlock;
-    if constexpr (kProduct) products_of(row, f.b, e, n, product);
+    if constexpr (kProduct) products_of(row, f.b, &at, n, product);
     if (x != nullptr) load_elements(x + e, n, a);
     if constexpr (kScaled) {
 #pragma omp simd
