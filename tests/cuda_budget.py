@@ -76,6 +76,12 @@ EXCEPTIONS = {
     r"\bprox_step_kernel<float": 96,
     # Newton's iteration in double; divisions are calls, which registers have to survive.
     r"\badam_metric_kernel<": 104,
+    # 16 numbers of a row, of the next one, of the vector and of sums of columns. Two blocks of 256
+    # threads fit, one of doubles.
+    r"\bpower_rows_kernel<double": 224,
+    r"\bpower_rows_kernel<": 128,
+    # The sixteen chunks of a span in flight.
+    r"\bpower_columns_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -122,4 +128,6 @@ WIDE_ACCESSES = {
     r"\bnetwork_copy_kernel<unsigned int>": 2,
     r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
+    r"\brank_one_kernel<float, true>": 1,
+    r"\brank_one_kernel<regkern::bfloat16, false>": 1,
 }

@@ -42,7 +42,7 @@ class Case:
     dtypes, more_dtypes
         What is measured unasked, and what is measured on request as well.
     floor
-        ``"copy"`` into an existing tensor, or ``"mul_"`` in place.
+        ``"copy"`` into an existing tensor, ``"mul_"`` in place, or ``"read"``, a sum.
     passes
         The fewest bytes that the forward must move, in multiples of the bytes of ``x``.
     differentiable, inplace
@@ -61,7 +61,7 @@ class Case:
     rivals: tuple[Rival, ...] = field(default=(), repr=False)
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     more_dtypes: tuple[torch.dtype, ...] = ()
-    floor: Literal["copy", "mul_"] = "copy"
+    floor: Literal["copy", "mul_", "read"] = "copy"
     passes: float = 2.0
     differentiable: bool = False
     inplace: bool = False

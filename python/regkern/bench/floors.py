@@ -29,13 +29,19 @@ def _mul(inputs: Inputs) -> None:
     inputs[KEY].mul_(1)
 
 
-# Both read and write every byte of a tensor like `x` once; `mul_` pulls in one stream, not two.
+def _read(inputs: Inputs) -> None:
+    inputs["x"].detach().sum()
+
+
+# The first two read and write every byte of a tensor like `x` once; `mul_` pulls in one stream, not
+# two. The last one reads alone.
 FLOORS = {
     "copy": Floor(lambda x: torch.zeros_like(x), _copy),
     "mul_": Floor(lambda x: x.detach().clone(), _mul),
+    "read": Floor(lambda x: torch.zeros(()), _read),
 }
 
 
-def floor_bytes(x: torch.Tensor) -> int:
-    """Bytes read plus bytes written by either floor."""
-    return 2 * x.numel() * x.element_size()
+def floor_bytes(x: torch.Tensor, kind: str = "copy") -> int:
+    """Bytes read plus bytes written by a floor."""
+    return (1 if kind == "read" else 2) * x.numel() * x.element_size()

@@ -145,7 +145,7 @@ def measure(
         "input_bytes": input_bytes,
         "floor": {
             "kind": case.floor,
-            "bytes": floor_bytes(x),
+            "bytes": floor_bytes(x, case.floor),
             "timing": asdict(floor_timing),
         },
         "runs": records,

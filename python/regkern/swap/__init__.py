@@ -5,7 +5,7 @@ A rule stands under the qualified name of the class that it replaces, so no riva
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -47,6 +47,32 @@ def register_swap(qualified_name: str) -> Callable[[Rule], Rule]:
         return rule
 
     return decorate
+
+
+class Change(NamedTuple):
+    """Something that a layer carries: its name there, what it is, and what takes its place."""
+
+    name: str
+    old: str
+    new: str
+    make: Callable[[], None]
+
+
+Carried = Callable[[nn.Module], Iterable[Change]]
+
+_CARRIED: list[Carried] = []
+
+
+def register_carried(rule: Carried) -> Carried:
+    """Registers a rule for what layers of any class carry, hooks for instance.
+
+    Parameters
+    ----------
+    rule : callable
+        From a layer to the changes that it is due; ``make`` is what makes them.
+    """
+    _CARRIED.append(rule)
+    return rule
 
 
 class Swapped(NamedTuple):
@@ -177,7 +203,8 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     (1.0.23 and newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its
     ``LinearScheduler`` too; ``torch.ao.quantization.FakeQuantize`` with integer zero points;
     torchao's ``IntxFakeQuantizer`` with dynamic ranges; qtorch's ``Quantizer`` of fixed-point
-    numbers; entmax's ``Sparsemax``, ``Entmax15`` and their losses. `register_swap` adds others.
+    numbers; entmax's ``Sparsemax``, ``Entmax15`` and their losses; torch's ``spectral_norm``, the
+    parametrization and the older hook. `register_swap` and `register_carried` add others.
 
     Parameters
     ----------
@@ -216,6 +243,13 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
         report.swapped.append(Swapped(name, _qualified(type(layer)), repr(result)))
         return None if dry_run else result
 
+    for name, layer in model.named_modules():
+        for change in [change for rule in _CARRIED for change in rule(layer)]:
+            report.swapped.append(
+                Swapped(f"{name}.{change.name}".lstrip("."), change.old, change.new)
+            )
+            if not dry_run:
+                change.make()
     new_root = look_at("", model)
     if new_root is not None:
         report.model = new_root
@@ -236,3 +270,4 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
 from regkern.swap import masks as masks  # noqa: E402
 from regkern.swap import proximal as proximal  # noqa: E402
 from regkern.swap import quantize as quantize  # noqa: E402
+from regkern.swap import spectral as spectral  # noqa: E402
