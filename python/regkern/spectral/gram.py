@@ -106,13 +106,13 @@ class _CrossGram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Any, ...]:
         saved, n = ctx.saved_tensors, ctx.count
-        first, second = saved[:n], saved[n : 2 * n]
+        first, second = list(saved[:n]), list(saved[n : 2 * n])
         products = list(saved[2 * n :])
         squares = ctx.norm == "squares"
         if squares and torch.is_grad_enabled():
             products = [a @ b.mT for a, b in zip(first, second, strict=True)]
         numbers = _numbers(2 * g if squares else g, first)
-        ds = [c * p for c, p in zip(numbers, products, strict=True)]
+        ds = [number * c for number, c in zip(numbers, products, strict=True)]
         das = [d @ b for d, b in zip(ds, second, strict=True)]
         return None, None, *das, *(d.mT @ a for d, a in zip(ds, first, strict=True))
 
@@ -220,8 +220,8 @@ def _batches(lists: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
         places.setdefault(key, []).append(i)
     out: list[list[Tensor]] = [[] for _ in lists]
     for group in places.values():
-        for target, xs in zip(out, lists, strict=True):
-            each = [xs[i] for i in group]
+        for target, source in zip(out, lists, strict=True):
+            each = [source[i] for i in group]
             target.append(each[0] if len(each) == 1 else torch.stack(each))
     return out
 

@@ -280,6 +280,7 @@ def row_equilibrate(weight: Tensor, side: Literal["rows", "columns", "both"] = "
         flat = out.flatten(1)
         layout = Groups.kept(1).layout([flat])
         norms = root(group_squares([flat], layout))
-        factors = 1 / torch.where(norms == 0, 1.0, norms)
+        zero = norms == 0
+        factors = torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, norms))
         out = group_scaled(flat, factors, layout).reshape(weight.shape)
     return out

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def row_norms(x: Tensor) -> Tensor:
     """The norm of every row of (rows, rest), with gradient 0 at a zero row."""
-    square = x.reshape(x.shape[0], -1).square().sum(1)
+    square = x.flatten(1).square().sum(1)
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
@@ -35,16 +35,16 @@ def norm_loss_step(x: Tensor, step: float) -> Tensor:
 
 
 def row_project(x: Tensor) -> Tensor:
-    """w / |w|; a zero row stays zero."""
+    """w / |w|; a zero row stays zero, with gradient 0."""
     s = row_norms(x)
-    return x * _per_row(1 / torch.where(s == 0, 1.0, s), x)
+    return x * _per_row(torch.where(s == 0, 0.0, 1 / torch.where(s == 0, 1.0, s)), x)
 
 
 def row_equilibrate(x: Tensor, side: str = "rows") -> Tensor:
     """Rows, columns, or rows and then columns of the matrix (outputs, rest) of norm 1."""
     if side == "rows":
         return row_project(x)
-    w = x.reshape(x.shape[0], -1)
+    w = x.flatten(1)
     if side == "both":
         w = row_project(w)
     return row_project(w.mT).mT.reshape(x.shape)
