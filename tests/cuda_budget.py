@@ -71,6 +71,12 @@ EXCEPTIONS = {
     r"\bprox_step_kernel<float": 96,
     # Newton's iteration in double; divisions are calls, which registers have to survive.
     r"\badam_metric_kernel<": 104,
+    # Sums of eight lanes in double, and eight doubles.
+    r"\bgram_residual_kernel<[^>]*double>": 72,
+    # A warp keeps a row of up to 1024 elements, 32 a lane; four blocks of 128 threads fit. A block
+    # adds up longer ones in double, eight lanes a thread; six fit.
+    r"\brow_(rescale|project_backward)_kernel<[^>]*true>": 128,
+    r"\brow_(rescale|project_backward)_kernel<": 84,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -115,4 +121,7 @@ WIDE_ACCESSES = {
     r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
     r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
+    r"\brow_rescale_kernel<float, true>": 8,
+    r"\brow_rescale_kernel<regkern::bfloat16, true>": 4,
+    r"\brow_project_backward_kernel<float, true>": 2,
 }

@@ -118,7 +118,7 @@ __device__ __forceinline__ double block_squares(const T* x, int64_t n, bool alig
 }
 
 template <typename T, bool kWarp>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kWarp ? 4 : 6)
     row_rescale_kernel(const __grid_constant__ ListChunk<Lines> chunk, RowLaw law, const void* step,
                        double* norms, int tiles) {
   using C = compute_t<T>;
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 template <typename T, bool kWarp>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kWarp ? 4 : 6)
     row_project_backward_kernel(const __grid_constant__ ListChunk<Lines> chunk, const double* norms,
                                 int tiles) {
   using C = compute_t<T>;
