@@ -53,7 +53,9 @@ class ConvPowerIteration(NamedTuple):
 
 
 def _sizes(op: str, name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
-    each = (value,) * dims if isinstance(value, int) else tuple(value)
+    if not isinstance(value, int | torch.SymInt | Sequence) or isinstance(value, str):
+        raise TypeError(f"regkern.{op}: expected `{name}` to be an int or several, got {value!r}")
+    each = tuple(value) if isinstance(value, Sequence) else (value,) * dims
     if len(each) != dims:
         raise ValueError(
             f"regkern.{op}: expected `{name}` to be an int or {dims} of them, got {value!r}"
@@ -373,7 +375,7 @@ def _symbol_bound(gram: Tensor) -> Tensor:
     """For every group no less than the norm of Σ_t G_t e^{iθt} at any θ."""
     magnitudes = gram.abs().flatten(3).sum(3)
     rows = magnitudes.sum(2).amax(1)
-    frobenius = magnitudes.square().sum((1, 2)).sqrt()
+    frobenius = root(magnitudes.square().sum((1, 2)))
     return torch.minimum(rows, frobenius)
 
 
@@ -382,7 +384,7 @@ def _gram_bound(weight: Tensor, groups: int, n_iter: int) -> Tensor:
     logs = torch.zeros(groups, dtype=weight.dtype, device=weight.device)
     for _ in range(n_iter):
         with torch.no_grad():
-            scale = torch.linalg.vector_norm(gram.flatten(1), dim=1)
+            scale = gram.abs().flatten(1).amax(1)
             scale = torch.where(scale == 0, 1.0, scale)
         gram = gram / scale.reshape(-1, *(1,) * (gram.dim() - 1))
         logs = 2 * (logs + scale.log())
