@@ -14,15 +14,29 @@ using namespace spectral;
 
 constexpr int64_t kGrain = int64_t{1} << 15;
 
-// y ← factor · x.
+constexpr int64_t kLine = 64;     // bytes
+constexpr int64_t kAtOnce = 256;  // elements between two looks ahead
+constexpr int64_t kAhead = 2048;  // elements, where rows are shorter
+
+// y ← factor · x. Meanwhile memory brings what is read next, from `ahead` on: else it would rest
+// while the row, which is in the cache, is scaled. Of it, `left` elements are there.
 template <typename C>
-void scale(const C* x, double factor, int64_t n, C* y) {
+void scale(const C* x, double factor, int64_t n, C* y, const C* ahead, int64_t left) {
+  const auto fetch = [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < (end < left ? end : left); i += kLine / int64_t{sizeof(C)})
+      __builtin_prefetch(ahead + i, 1, 3);
+  };
   if (factor == 1.0) {
+    fetch(0, n);
     if (x != y) memcpy(y, x, static_cast<size_t>(n) * sizeof(C));
   } else if (factor_fits<C>(factor)) {
     const C narrow_factor = static_cast<C>(factor);
+    for (int64_t begin = 0; begin < n; begin += kAtOnce) {
+      const int64_t end = begin + kAtOnce < n ? begin + kAtOnce : n;
+      fetch(begin, end);
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = narrow_factor * x[i];
+      for (int64_t i = begin; i < end; ++i) y[i] = narrow_factor * x[i];
+    }
   } else {
     for (int64_t i = 0; i < n; ++i) y[i] = static_cast<C>(factor * static_cast<double>(x[i]));
   }
@@ -93,12 +107,15 @@ void row_rescale(const RowRescaleArgs& args, Context) {
     using C = compute_t<T>;
     const double a =
         args.step != nullptr ? static_cast<double>(*static_cast<const C*>(args.step)) : 0.0;
-    parallel_for_rows<T>(args.rows, args.count,
-                         [&](const NormRow& row, int64_t r, const C* x, const C*, C* y) {
-                           const double s = sqrt(square_sum(x, row.n));
-                           args.norms[row.row + r] = s;
-                           scale(x, rescale_factor(args.law, s, a), row.n, y);
-                         });
+    parallel_for_rows<T>(
+        args.rows, args.count, [&](const NormRow& row, int64_t r, const C* x, const C*, C* y) {
+          const double s = sqrt(square_sum(x, row.n));
+          args.norms[row.row + r] = s;
+          const int64_t ahead = row.n > kAhead ? row.n : kAhead;
+          // Of what passed through a buffer nothing lies ahead.
+          const int64_t left = std::is_same_v<T, C> ? row.numel - r * row.n - ahead : 0;
+          scale(x, rescale_factor(args.law, s, a), row.n, y, x + ahead, left);
+        });
   });
 }
 

@@ -224,18 +224,20 @@ def conv_operator(
     return made
 
 
-def _group_norms(x: Tensor, groups: int) -> Tensor:
-    """The norm of the channels of every group, (groups,)."""
-    norms: Tensor = torch.linalg.vector_norm(x.reshape(groups, -1), dim=1)
-    return norms
+def _unit(x: Tensor, instead: Tensor | None, groups: int) -> Tensor:
+    """Vectors of norm 1; where there is nothing to normalise, ``instead`` or zero."""
+    each = x.reshape(groups, -1)
+    norms = torch.linalg.vector_norm(each, dim=1, keepdim=True)
+    zero = norms == 0
+    unit = each * torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, norms))
+    if instead is not None:
+        unit = torch.addcmul(unit, instead.reshape(groups, -1), zero.to(x.dtype))
+    return unit.reshape(x.shape)
 
 
-def _unit(x: Tensor, norms: Tensor, instead: Tensor) -> Tensor:
-    """Vectors of norm 1; where there is nothing to normalise, ``instead``."""
-    each = x.reshape(norms.shape[0], -1)
-    zero = (norms == 0)[:, None]
-    inverse = 1 / torch.where(zero, 1.0, norms[:, None])
-    return torch.where(zero, instead.reshape(each.shape), each * inverse).reshape(x.shape)
+def _dots(x: Tensor, y: Tensor, groups: int) -> Tensor:
+    """The inner products of the channels of every group, (groups,)."""
+    return (x.reshape(groups, -1) * y.reshape(groups, -1)).sum(1)
 
 
 def conv_power_iteration(
@@ -336,19 +338,18 @@ def _iterate(operator: ConvOperator, w: Tensor, v: Tensor, n_iter: int) -> ConvP
     if n_iter == 0:
         y = operator.forward(x, w)
         with torch.no_grad():
-            u = _unit(y, _group_norms(y, groups), torch.zeros_like(y))
-        sigmas = (y * u).reshape(groups, -1).sum(1)
+            u = _unit(y, None, groups)
+        sigmas = _dots(y, u, groups)
         return ConvPowerIteration(sigmas.amax(), sigmas, u[0], v)
     for i in range(n_iter):
         with torch.no_grad():
-            y = operator.forward(x, constant)
-            u = _unit(y, _group_norms(y, groups), torch.zeros_like(y))
+            u = _unit(operator.forward(x, constant), None, groups)
         # The last of the products is the one that is differentiated.
         last = i + 1 == n_iter
         z = operator.adjoint(u, w if last else constant)
         with torch.no_grad():
-            x = _unit(z, _group_norms(z, groups), x)
-    sigmas = (z * x).reshape(groups, -1).sum(1)
+            x = _unit(z, x, groups)
+    sigmas = _dots(z, x, groups)
     return ConvPowerIteration(sigmas.amax(), sigmas, u[0], x[0])
 
 

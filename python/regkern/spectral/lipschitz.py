@@ -38,7 +38,9 @@ class LipschitzReport:
         wide = max([len(layer.name) for layer in self.layers] + [5])
         rows = [(layer.name, layer.kind, layer.bound) for layer in self.layers]
         rows.append(("total", "", self.bound))
-        return "\n".join(f"{name:{wide}}  {kind:20}  {float(b):.6g}" for name, kind, b in rows)
+        return "\n".join(
+            f"{name:{wide}}  {kind:20}  {float(b.detach()):.6g}" for name, kind, b in rows
+        )
 
 
 def _matrix_norm(weight: Tensor) -> Tensor:
