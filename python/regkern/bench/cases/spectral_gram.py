@@ -50,8 +50,11 @@ def _gradient(function: Callable[[Tensor], Tensor], i: Inputs) -> Tensor:
     return gradient
 
 
-def _network(function: Callable[[list[Tensor]], Tensor], x: Tensor) -> Tensor:
-    return function(parts(x, NETWORK))
+def _network(function: Callable[[list[Tensor]], Tensor], i: Inputs) -> tuple[Tensor, ...]:
+    """The same for the weights of a network."""
+    with torch.enable_grad():
+        weights = [w.detach().requires_grad_() for w in parts(i["x"], NETWORK)]
+        return torch.autograd.grad(function(weights), weights)
 
 
 def _pairs(x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -125,11 +128,16 @@ CASES = (
         lambda x: gram_reference.cross_gram_penalty(_pairs(x)),
         ((8 * ADAPTERS, 512), WIDE_SMALL),
     ),
-    _case(
-        "norm_loss",
-        partial(_network, row_norms.norm_loss),
-        partial(_network, rows_reference.norm_loss),
-        ((size(NETWORK),), (300,)),
+    Case(
+        op="gram",
+        variant="norm_loss",
+        shape=(size(NETWORK),),
+        small=(300,),
+        make=_tensor,
+        ours=partial(_network, row_norms.norm_loss),
+        reference=partial(_network, rows_reference.norm_loss),
+        rivals=(_torch("torch", partial(_network, rows_reference.norm_loss), "autograd"),),
+        passes=3.0,
     ),
     _case(
         "conv_orthogonality",
