@@ -271,6 +271,21 @@ def test_spectral_norm_semantics() -> None:
     assert torch.equal(loaded(x), layer(x))
 
 
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    layer = conv_spectral_norm(nn.Conv2d(2, 3, 3, padding=1), 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 2, 5, 5)
+    vector = layer.parametrizations.weight[0]._v  # type: ignore[union-attr, index]
+    before = vector.clone()
+    actual = compiled(x)
+    assert not torch.equal(vector, before)
+    with torch.no_grad():
+        vector.copy_(before)
+    torch.testing.assert_close(layer(x), actual)
+
+
 def test_cap_and_zero() -> None:
     torch.manual_seed(2)
     small = nn.Conv2d(2, 2, 3, padding=1)

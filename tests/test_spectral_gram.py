@@ -330,6 +330,20 @@ def test_compiled() -> None:
     )
 
 
+def test_compiled_in_place() -> None:
+    torch._dynamo.reset()
+
+    def change(a: Tensor, b: Tensor) -> None:
+        N.norm_loss_step_([a, b], 0.3)
+        N.oblique_projection_(a)
+
+    expected = [normal(5, 4, dtype=torch.float32), normal(3, 6, dtype=torch.float32)]
+    actual = [x.clone() for x in expected]
+    change(*expected)
+    torch.compile(change, fullgraph=True, dynamic=True, backend="aot_eager")(*actual)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
 # ---- errors ----
 
 

@@ -477,7 +477,8 @@ def conv_norm_bound(
     which has some of those frequencies. A stride takes rows away, dilation multiplies θ, and the
     blocks of groups are apart: the largest counts. :math:`\hat G_T` is Hermitian and its norm is
     that of :math:`\hat K` to the power :math:`2^T`; both A-norms are above it at every θ. Reflected
-    and replicated borders are outside.
+    and replicated borders are outside. "reshape" takes eigenvalues of the smaller gram in float64,
+    which are waited for; "gram" waits for nothing.
 
     References
     ----------

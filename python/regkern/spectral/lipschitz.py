@@ -238,7 +238,7 @@ def lipschitz_bound(
     norm: :math:`\max |\gamma| / \sqrt{\epsilon}`, reached at constant inputs: large, and true.
     Softmax: ½. Pooling: the root of how many windows an element may be in, for averages over the
     root of their size. Bounds of single layers multiply: the product is far above the constant of
-    deep networks.
+    deep networks. Eigenvalues are waited for: this is for reports and for certificates.
     """
     op = "lipschitz_bound"
     if not isinstance(model, nn.Module):
