@@ -18,22 +18,29 @@ constexpr int64_t kLine = 64;     // bytes
 constexpr int64_t kAtOnce = 256;  // elements between two looks ahead
 constexpr int64_t kAhead = 2048;  // elements, where rows are shorter
 
-// y ← factor · x. Meanwhile memory brings what is read next, from `ahead` on: else it would rest
-// while the row, which is in the cache, is scaled. Of it, `left` elements are there.
+// Asks for the elements [begin, end) of what is read next, of which `left` are there: else memory
+// would rest while a row that is in the cache is scaled.
 template <typename C>
-void scale(const C* x, double factor, int64_t n, C* y, const C* ahead, int64_t left) {
-  const auto fetch = [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < (end < left ? end : left); i += kLine / int64_t{sizeof(C)})
-      __builtin_prefetch(ahead + i, 1, 3);
-  };
+inline void fetch(const C* ahead, int64_t begin, int64_t end, int64_t left) {
+  for (int64_t i = begin; i < (end < left ? end : left); i += kLine / int64_t{sizeof(C)})
+    __builtin_prefetch(ahead + i, 1, 3);
+}
+
+// How far ahead of its beginning a row of n elements looks.
+inline int64_t distance_of(int64_t n) { return n > kAhead ? n : kAhead; }
+
+// y ← factor · x. Where it looks ahead, `left` elements are there.
+template <typename C>
+void scale(const C* x, double factor, int64_t n, C* y, int64_t left) {
+  const C* const ahead = x + distance_of(n);
   if (factor == 1.0) {
-    fetch(0, n);
+    fetch(ahead, 0, n, left);
     if (x != y) memcpy(y, x, static_cast<size_t>(n) * sizeof(C));
   } else if (factor_fits<C>(factor)) {
     const C narrow_factor = static_cast<C>(factor);
     for (int64_t begin = 0; begin < n; begin += kAtOnce) {
       const int64_t end = begin + kAtOnce < n ? begin + kAtOnce : n;
-      fetch(begin, end);
+      fetch(ahead, begin, end, left);
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) y[i] = narrow_factor * x[i];
     }
@@ -56,7 +63,7 @@ double product_sum(const C* g, const C* x, int64_t n) {
 }
 
 template <typename C>
-void gradient_of_row(const C* g, const C* x, double s, int64_t n, C* y) {
+void gradient_of_row(const C* g, const C* x, double s, int64_t n, C* y, int64_t left) {
   if (s == 0.0) {
     memset(y, 0, static_cast<size_t>(n) * sizeof(C));
     return;
@@ -64,13 +71,26 @@ void gradient_of_row(const C* g, const C* x, double s, int64_t n, C* y) {
   const double inverse = 1.0 / s, along = product_sum(g, x, n) * inverse;
   if (factor_fits<C>(inverse)) {
     const RowGradient<C> of{static_cast<C>(inverse), static_cast<C>(along)};
+    const int64_t distance = distance_of(n);
+    for (int64_t begin = 0; begin < n; begin += kAtOnce) {
+      const int64_t end = begin + kAtOnce < n ? begin + kAtOnce : n;
+      fetch(g + distance, begin, end, left);
+      fetch(x + distance, begin, end, left);
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = of(g[i], x[i]);
+      for (int64_t i = begin; i < end; ++i) y[i] = of(g[i], x[i]);
+    }
     return;
   }
   const RowGradient<double> of{inverse, along};
   for (int64_t i = 0; i < n; ++i)
     y[i] = static_cast<C>(of(static_cast<double>(g[i]), static_cast<double>(x[i])));
+}
+
+// Elements from where row r looks ahead; of what passes through a buffer nothing lies ahead.
+template <typename T>
+inline int64_t elements_ahead(const NormRow& row, int64_t r) {
+  if (!std::is_same_v<T, compute_t<T>>) return 0;
+  return row.numel - r * row.n - distance_of(row.n);
 }
 
 // f(row, r, x, g, y) for the rows of all tensors, in the type that is computed in: what is narrower
@@ -111,10 +131,7 @@ void row_rescale(const RowRescaleArgs& args, Context) {
         args.rows, args.count, [&](const NormRow& row, int64_t r, const C* x, const C*, C* y) {
           const double s = sqrt(square_sum(x, row.n));
           args.norms[row.row + r] = s;
-          const int64_t ahead = row.n > kAhead ? row.n : kAhead;
-          // Of what passed through a buffer nothing lies ahead.
-          const int64_t left = std::is_same_v<T, C> ? row.numel - r * row.n - ahead : 0;
-          scale(x, rescale_factor(args.law, s, a), row.n, y, x + ahead, left);
+          scale(x, rescale_factor(args.law, s, a), row.n, y, elements_ahead<T>(row, r));
         });
   });
 }
@@ -123,10 +140,10 @@ void row_project_backward(const RowProjectBackwardArgs& args, Context) {
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     using C = compute_t<T>;
-    parallel_for_rows<T>(args.rows, args.count,
-                         [&](const NormRow& row, int64_t r, const C* x, const C* g, C* y) {
-                           gradient_of_row(g, x, args.norms[row.row + r], row.n, y);
-                         });
+    parallel_for_rows<T>(
+        args.rows, args.count, [&](const NormRow& row, int64_t r, const C* x, const C* g, C* y) {
+          gradient_of_row(g, x, args.norms[row.row + r], row.n, y, elements_ahead<T>(row, r));
+        });
   });
 }
 

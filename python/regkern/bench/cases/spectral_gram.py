@@ -183,6 +183,5 @@ CASES = (
         ours=_iterated,
         reference=partial(_two_convolutions, True),
         rivals=(_torch("two convolutions", partial(_two_convolutions, False), "no norms"),),
-        differentiable=True,
     ),
 )
