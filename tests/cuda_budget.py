@@ -82,6 +82,12 @@ EXCEPTIONS = {
     r"\bpower_rows_kernel<": 128,
     # The sixteen chunks of a span in flight.
     r"\bpower_columns_kernel<": 80,
+    # Sums of eight lanes in double, and eight doubles.
+    r"\bgram_residual_kernel<[^>]*double>": 72,
+    # A warp keeps a row of up to 1024 elements, 32 a lane; four blocks of 128 threads fit. A block
+    # adds up longer ones in double, eight lanes a thread; six fit.
+    r"\brow_(rescale|project_backward)_kernel<[^>]*true>": 128,
+    r"\brow_(rescale|project_backward)_kernel<": 84,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -130,4 +136,7 @@ WIDE_ACCESSES = {
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
     r"\brank_one_kernel<float, true>": 1,
     r"\brank_one_kernel<regkern::bfloat16, false>": 1,
+    r"\brow_rescale_kernel<float, true>": 8,
+    r"\brow_rescale_kernel<regkern::bfloat16, true>": 4,
+    r"\brow_project_backward_kernel<float, true>": 2,
 }
