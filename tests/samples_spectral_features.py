@@ -56,7 +56,8 @@ def _columns(standardize: bool) -> Callable[[Any], Callable[[Tensor], Tensor]]:
             return torch.cat([t.reshape(-1) for t in m._standardize(x, standardize, 0, 1e-3)])
 
         def definition(x: Tensor) -> Tensor:
-            mean, variance = x.mean(0), x.var(0, correction=0)
+            mean = x.mean(0)
+            variance = (x - mean).square().mean(0)
             y = (x - mean) * ((variance + 1e-3).rsqrt() if standardize else 1.0)
             return torch.cat([y.reshape(-1), mean, variance])
 

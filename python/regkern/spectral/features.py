@@ -499,9 +499,7 @@ def iso_score(x: Tensor, zeta: float | Tensor = 0.0, covariance: Tensor | None =
         with _precise(wide):
             centred = _standardize(wide, False, 1, 0.0)[0]
             own = centred.mT @ centred / (wide.shape[0] - 1)
-            mixed = torch.lerp(
-                own, covariance.detach().to(own.dtype), torch.as_tensor(zeta).to(own)
-            )
+            mixed = (1.0 - zeta) * own + zeta * covariance.detach().to(own.dtype)
         trace, square = mixed.trace(), mixed.square().sum()
     still = square == 0
     ratio = torch.where(still, 1.0, trace.square() / torch.where(still, 1.0, square))
