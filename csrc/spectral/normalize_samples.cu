@@ -39,14 +39,16 @@ __global__ void __launch_bounds__(kPieceThreads)
     const int n = piece_length(sample_length(s, sample), first);
     const int64_t at = sample * s.size + first;
     const double factor = factors_of(args)[sample];
-    C x[kStripes][kNeighbours];
-    load_piece(static_cast<const T*>(args.x) + at, n, wide, x);
-#pragma unroll
-    for (int k = 0; k < kStripes; ++k)
+    const int whole = piece_length(s.size, first);
+#pragma unroll 2
+    for (int k = 0; k < kStripes; ++k) {
+      C x[kNeighbours];
+      load_stripe(static_cast<const T*>(args.x) + at, k, n, wide, x);
 #pragma unroll
       for (int v = 0; v < kNeighbours; ++v)
-        x[k][v] = stripe_start(k) + v < n ? normalized(x[k][v], factor) : C(0);
-    store_piece(x, piece_length(s.size, first), wide, static_cast<T*>(args.y) + at);
+        x[v] = stripe_start(k) + v < n ? normalized(x[v], factor) : C(0);
+      store_stripe(x, k, whole, wide, static_cast<T*>(args.y) + at);
+    }
   }
 }
 

@@ -21,15 +21,17 @@ __global__ void __launch_bounds__(kPieceThreads)
     const int n = piece_length(sample_length(s, sample), first);
     const int64_t at = sample * s.size + first;
     const C p = static_cast<const C*>(args.p)[sample], q = static_cast<const C*>(args.q)[sample];
-    C a[kStripes][kNeighbours], b[kStripes][kNeighbours];
-    load_piece(static_cast<const T*>(args.a) + at, n, wide, a);
-    load_piece(static_cast<const T*>(args.b) + at, n, wide, b);
-#pragma unroll
-    for (int k = 0; k < kStripes; ++k)
+    const int whole = piece_length(s.size, first);
+#pragma unroll 2
+    for (int k = 0; k < kStripes; ++k) {
+      C a[kNeighbours], b[kNeighbours];
+      load_stripe(static_cast<const T*>(args.a) + at, k, n, wide, a);
+      load_stripe(static_cast<const T*>(args.b) + at, k, n, wide, b);
 #pragma unroll
       for (int v = 0; v < kNeighbours; ++v)
-        a[k][v] = stripe_start(k) + v < n ? p * a[k][v] + q * b[k][v] : C(0);
-    store_piece(a, piece_length(s.size, first), wide, static_cast<T*>(args.y) + at);
+        a[v] = stripe_start(k) + v < n ? p * a[v] + q * b[v] : C(0);
+      store_stripe(a, k, whole, wide, static_cast<T*>(args.y) + at);
+    }
   }
 }
 

@@ -24,42 +24,43 @@ bool has_vectors(const void* data, int64_t size) {
          size % kNeighbours == 0;
 }
 
-// The thread's elements of a piece of n, zeros beyond.
+// The thread's elements of a stripe of a piece of n, zeros beyond.
 template <typename T>
-__device__ __forceinline__ void load_piece(const T* piece, int n, bool wide,
-                                           compute_t<T> (&out)[kStripes][kNeighbours]) {
+__device__ __forceinline__ void load_stripe(const T* piece, int stripe, int n, bool wide,
+                                            compute_t<T> (&out)[kNeighbours]) {
+  const int e = stripe_start(stripe);
+  if (wide && e + kNeighbours <= n) {
+    const Vector<T, kNeighbours> x = load_vector<T, kNeighbours>(piece + e);
 #pragma unroll
-  for (int k = 0; k < kStripes; ++k) {
-    const int e = stripe_start(k);
-    if (wide && e + kNeighbours <= n) {
-      const Vector<T, kNeighbours> x = load_vector<T, kNeighbours>(piece + e);
+    for (int v = 0; v < kNeighbours; ++v) out[v] = widen(x.v[v]);
+  } else {
 #pragma unroll
-      for (int v = 0; v < kNeighbours; ++v) out[k][v] = widen(x.v[v]);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kNeighbours; ++v)
-        out[k][v] = e + v < n ? widen(piece[e + v]) : compute_t<T>(0);
-    }
+    for (int v = 0; v < kNeighbours; ++v)
+      out[v] = e + v < n ? widen(piece[e + v]) : compute_t<T>(0);
   }
 }
 
 template <typename T>
-__device__ __forceinline__ void store_piece(const compute_t<T> (&in)[kStripes][kNeighbours], int n,
-                                            bool wide, T* piece) {
+__device__ __forceinline__ void store_stripe(const compute_t<T> (&in)[kNeighbours], int stripe,
+                                             int n, bool wide, T* piece) {
+  const int e = stripe_start(stripe);
+  if (wide && e + kNeighbours <= n) {
+    Vector<T, kNeighbours> y;
 #pragma unroll
-  for (int k = 0; k < kStripes; ++k) {
-    const int e = stripe_start(k);
-    if (wide && e + kNeighbours <= n) {
-      Vector<T, kNeighbours> y;
+    for (int v = 0; v < kNeighbours; ++v) narrow(in[v], y.v + v);
+    store_vector<T, kNeighbours>(y, piece + e);
+  } else {
 #pragma unroll
-      for (int v = 0; v < kNeighbours; ++v) narrow(in[k][v], y.v + v);
-      store_vector<T, kNeighbours>(y, piece + e);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kNeighbours; ++v)
-        if (e + v < n) narrow(in[k][v], piece + e + v);
-    }
+    for (int v = 0; v < kNeighbours; ++v)
+      if (e + v < n) narrow(in[v], piece + e + v);
   }
+}
+
+template <typename T>
+__device__ __forceinline__ void load_piece(const T* piece, int n, bool wide,
+                                           compute_t<T> (&out)[kStripes][kNeighbours]) {
+#pragma unroll
+  for (int k = 0; k < kStripes; ++k) load_stripe(piece, k, n, wide, out[k]);
 }
 
 // The sum of term(stripe, neighbour) over the warp, in every thread.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -153,7 +154,7 @@ def softmax_kl(
     p = p_logits if both else p_logits.detach()
     rows = [t.movedim(dim, -1) for t in (p, q_logits)]
     shape = rows[0].shape
-    value: Tensor = _kl(*(t.reshape(-1, shape[-1]) for t in rows))[0]
+    value: Tensor = _kl(*(t.reshape(math.prod(shape[:-1]), shape[-1]) for t in rows))[0]
     return _reduced(op, value.reshape(shape[:-1]), reduction)
 
 

@@ -133,7 +133,7 @@ class _Covariances(torch.autograd.Function):
         return variance, off
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         g_variance, g_off = grads
         x, centred, gram, variance = ctx.saved_tensors
         n, size = x.shape
@@ -141,14 +141,16 @@ class _Covariances(torch.autograd.Function):
             # A second derivative may follow: the same again, from differentiable ops.
             twin = x if x.requires_grad else x.detach().requires_grad_()
             outputs = _covariances(twin)[:2]
-            return torch.autograd.grad(outputs, twin, grads, create_graph=True)[0]
+            (dx,) = torch.autograd.grad(outputs, twin, grads, create_graph=True)
+            return dx
         with _precise(x):
             along = 2.0 * g_variance / (n - 1)
             pull = 4.0 * g_off / (n - 1) ** 2
             if n < size:
                 own = along - pull * (n - 1) * variance
                 return torch.addmm(centred * own, gram * pull, centred)
-            return centred @ (gram * pull + torch.diag(along))
+            whole: Tensor = centred @ (gram * pull + torch.diag(along))
+            return whole
 
 
 def _correlations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -179,7 +181,7 @@ class _Correlations(torch.autograd.Function):
         return diagonal, off
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         g_diagonal, g_off = grads
         x, y, first, second, diagonal = ctx.saved_tensors
         n, size = x.shape
@@ -211,7 +213,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(batches)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _Scatter.apply(grads[0], ctx.group, ctx.size), None  # type: ignore[no-untyped-call]
 
 
@@ -227,7 +229,7 @@ class _Scatter(torch.autograd.Function):
         return total[first : first + size].clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _Gather.apply(grads[0], ctx.group), None, None  # type: ignore[no-untyped-call]
 
 

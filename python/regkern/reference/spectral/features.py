@@ -65,5 +65,5 @@ def iso_score(x: Tensor, zeta: float = 0.0, covariance_0: Tensor | None = None) 
 
 
 def barlow_twins_loss(x: Tensor, y: Tensor, lam: float = 5e-3, eps: float = 1e-5) -> Tensor:
-    c = standardize_columns(x, eps).mT @ standardize_columns(y, eps) / x.shape[0]
+    c: Tensor = standardize_columns(x, eps).mT @ standardize_columns(y, eps) / x.shape[0]
     return (1 - c.diagonal()).square().sum() + lam * _off_diagonal(c).square().sum()
