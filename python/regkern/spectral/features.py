@@ -141,16 +141,17 @@ class _Covariances(torch.autograd.Function):
             # A second derivative may follow: the same again, from differentiable ops.
             twin = x if x.requires_grad else x.detach().requires_grad_()
             outputs = _covariances(twin)[:2]
-            (dx,) = torch.autograd.grad(outputs, twin, grads, create_graph=True)
+            dx: Tensor = torch.autograd.grad(outputs, twin, grads, create_graph=True)[0]
             return dx
         with _precise(x):
             along = 2.0 * g_variance / (n - 1)
             pull = 4.0 * g_off / (n - 1) ** 2
             if n < size:
                 own = along - pull * (n - 1) * variance
-                return torch.addmm(centred * own, gram * pull, centred)
-            whole: Tensor = centred @ (gram * pull + torch.diag(along))
-            return whole
+                dx = torch.addmm(centred * own, gram * pull, centred)
+            else:
+                dx = centred @ (gram * pull + torch.diag(along))
+            return dx
 
 
 def _correlations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -94,17 +94,19 @@ def jacobian_frobenius(
     batch = outputs.shape[0]
     flat = outputs.reshape(batch, -1)
     size = flat.shape[1]
-    total: Any = 0.0
+    total = outputs.new_zeros((), dtype=compute_dtype(outputs))
     if n_projections == -1:
         for c in range(size):
             v = torch.zeros_like(flat)
             v[:, c] = 1.0
-            total = total + sum(squared_norms(g).sum() for g in _pulled(flat, xs, v))
+            for g in _pulled(flat, xs, v):
+                total = total + squared_norms(g).sum()
         return total / (2 * max(batch, 1))
     base = resolve_seed(op, outputs, seed, generator)
     for n in range(n_projections):
         v = sphere_directions(flat.detach(), seed=_next_seed(base, n))
-        total = total + sum(squared_norms(g).sum() for g in _pulled(flat, xs, v))
+        for g in _pulled(flat, xs, v):
+            total = total + squared_norms(g).sum()
     return total * (size / (2 * n_projections * max(batch, 1)))
 
 

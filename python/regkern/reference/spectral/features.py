@@ -61,7 +61,8 @@ def iso_score(x: Tensor, zeta: float = 0.0, covariance_0: Tensor | None = None) 
     normalised = n**0.5 * values / values.norm()
     defect = (normalised - 1.0).norm() / (2 * (n - n**0.5)) ** 0.5
     dimensions = (n - defect**2 * (n - n**0.5)) ** 2 / n**2
-    return (n * dimensions - 1) / (n - 1)
+    score: Tensor = (n * dimensions - 1) / (n - 1)
+    return score
 
 
 def barlow_twins_loss(x: Tensor, y: Tensor, lam: float = 5e-3, eps: float = 1e-5) -> Tensor:
