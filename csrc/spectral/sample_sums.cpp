@@ -30,8 +30,8 @@ void sums_as(const SampleSumsArgs& args) {
       const C* b = bs.read(static_cast<const T*>(args.b) + at, n);
       if (args.kind == SampleSum::difference) {
         out[0] = piece_sum(n, [=](int i) {
-          const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-          return d * d;
+          const C d = a[i] - b[i];
+          return product(d, d);
         });
         continue;
       }

@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(kPieceThreads)
       load_piece(static_cast<const T*>(args.b) + at, n, wide, b);
       if constexpr (kKind == SampleSum::difference) {
         const double sum = fold_piece(n, [&](int k, int v) {
-          const double d = static_cast<double>(a[k][v]) - static_cast<double>(b[k][v]);
-          return d * d;
+          const C d = a[k][v] - b[k][v];
+          return multiplied(d, d);
         });
         if (writes) args.partial[item] = sum;
       } else {

@@ -3,7 +3,7 @@
 #include "core/isa.h"
 #include "spectral/sample_pieces.h"
 
-// Sums over the elements of every sample, in double:
+// Sums over the elements of every sample, in double (differences are taken in the compute type):
 //
 //     squares      Σ a²
 //     difference   Σ (a − b)²

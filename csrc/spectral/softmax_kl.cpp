@@ -66,8 +66,8 @@ void divergence_as(const SoftmaxKLArgs& args) {
         const C* eb = eq.data() + first;
 #pragma omp simd
         for (int i = 0; i < m; ++i) {
-          const C d = ((b[i] - q.maximum) - q.log_sum) - ((a[i] - p.maximum) - p.log_sum);
-          terms[i] = kl_value(KLTerm<C>{ea[i] * p.inverse, eb[i] * q.inverse, d});
+          const C d = kl_exponent(a[i], b[i], p, q);
+          terms[i] = kl_value(ea[i] * p.inverse, eb[i] * q.inverse, d);
         }
         const C* t = terms;
         value += piece_sum(m, [=](int i) { return static_cast<double>(t[i]); });
@@ -103,9 +103,10 @@ void gradient_as(const SoftmaxKLBackwardArgs& args) {
       }
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        const KLTerm<C> t = kl_term(x[i], y[i], p, q);
-        if constexpr (kP) dp[i] = g * kl_slope_p(t, value);
-        if constexpr (kQ) dq[i] = g * kl_slope_q(t);
+        const C here = kl_probability(x[i], p), there = kl_probability(y[i], q);
+        const C d = kl_exponent(x[i], y[i], p, q);
+        if constexpr (kP) dp[i] = g * kl_slope_p(here, d, value);
+        if constexpr (kQ) dq[i] = g * kl_slope_q(here, there, d);
       }
       if constexpr (!kNative && kP) store_elements(dp, n, to_p);
       if constexpr (!kNative && kQ) store_elements(dq, n, to_q);

@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kPieceThreads) softmax_kl_kernel(SoftmaxKLArgs
       load_piece(x + first, m, wide, a);
       load_piece(y + first, m, wide, b);
       value += fold_piece(m, [&](int k, int v) {
-        const C term = kl_value(kl_term(a[k][v], b[k][v], p, q));
+        const C term = kl_value(kl_probability(a[k][v], p), kl_probability(b[k][v], q),
+                                kl_exponent(a[k][v], b[k][v], p, q));
         return stripe_start(k) + v < m ? static_cast<double>(term) : 0.0;
       });
     }
@@ -81,10 +82,12 @@ __global__ void __launch_bounds__(kPieceThreads)
     const Softmax<C> q = load_softmax<C>(args.stats, args.rows, row, 1);
     const C g = static_cast<const C*>(args.g)[row], value = static_cast<const C*>(args.value)[row];
     for (int64_t i = row * n + threadIdx.x % kWarp; i < (row + 1) * n; i += kWarp) {
-      const KLTerm<C> t = kl_term(C(widen(static_cast<const T*>(args.p)[i])),
-                                  C(widen(static_cast<const T*>(args.q)[i])), p, q);
-      if (args.dp != nullptr) narrow(g * kl_slope_p(t, value), static_cast<T*>(args.dp) + i);
-      if (args.dq != nullptr) narrow(g * kl_slope_q(t), static_cast<T*>(args.dq) + i);
+      const C x = widen(static_cast<const T*>(args.p)[i]);
+      const C y = widen(static_cast<const T*>(args.q)[i]);
+      const C here = kl_probability(x, p), there = kl_probability(y, q);
+      const C d = kl_exponent(x, y, p, q);
+      if (args.dp != nullptr) narrow(g * kl_slope_p(here, d, value), static_cast<T*>(args.dp) + i);
+      if (args.dq != nullptr) narrow(g * kl_slope_q(here, there, d), static_cast<T*>(args.dq) + i);
     }
   }
 }

@@ -65,8 +65,27 @@ REGKERN_HD Softmax<C> softmax_beside(const Softmax<C>& p, const Softmax<C>& q) {
   return {q.maximum, q.log_sum, p.inverse == C(0) ? C(0) : q.inverse};
 }
 
-REGKERN_HD float exp_to_zero(float x) { return x < -87.0f ? 0.0f : regkern::exp(x); }
-REGKERN_HD double exp_to_zero(double x) { return x < -700.0 ? 0.0 : regkern::exp(x); }
+// One of two numbers, by their bits: a choice between numbers that took long to compute becomes a
+// branch, and the loop around it does not vectorise.
+REGKERN_HD float choose(bool first, float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return first ? a : b;
+#else
+  const uint32_t mask = 0u - static_cast<uint32_t>(first);
+  return bit_cast<float>((bit_cast<uint32_t>(a) & mask) | (bit_cast<uint32_t>(b) & ~mask));
+#endif
+}
+REGKERN_HD double choose(bool first, double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return first ? a : b;
+#else
+  const uint64_t mask = uint64_t{0} - static_cast<uint64_t>(first);
+  return bit_cast<double>((bit_cast<uint64_t>(a) & mask) | (bit_cast<uint64_t>(b) & ~mask));
+#endif
+}
+
+REGKERN_HD float exp_to_zero(float x) { return choose(x < -87.0f, 0.0f, regkern::exp(x)); }
+REGKERN_HD double exp_to_zero(double x) { return choose(x < -700.0, 0.0, regkern::exp(x)); }
 
 // (e^d − 1 − d) / d² for |d| ≤ ½.
 REGKERN_HD float exp_series(float d) {
@@ -98,37 +117,33 @@ REGKERN_HD double exp_series(double d) {
   return series * d + 0.5;
 }
 
-// P, Q and ln Q − ln P of one class.
+// Of one class: what P and Q are, d, and the term of the divergence and its slopes.
 template <typename C>
-struct KLTerm {
-  C p, q, d;
-};
-
-template <typename C>
-REGKERN_HD KLTerm<C> kl_term(C x, C y, const Softmax<C>& p, const Softmax<C>& q) {
-  const C a = x - p.maximum, b = y - q.maximum;
-  return {exp_to_zero(a) * p.inverse, exp_to_zero(b) * q.inverse,
-          (b - q.log_sum) - (a - p.log_sum)};
+REGKERN_HD C kl_probability(C x, const Softmax<C>& s) {
+  return exp_to_zero(x - s.maximum) * s.inverse;
 }
 
 template <typename C>
-REGKERN_HD C kl_value(const KLTerm<C>& t) {
-  const C near = t.p * (t.d * t.d * exp_series(t.d));
-  const C far = (t.q - t.p) - t.p * t.d;
-  const C value = fabs(t.d) <= C(0.5) ? near : far;
-  return t.p == C(0) ? t.q : value;
+REGKERN_HD C kl_exponent(C x, C y, const Softmax<C>& p, const Softmax<C>& q) {
+  return ((y - q.maximum) - q.log_sum) - ((x - p.maximum) - p.log_sum);
 }
 
 template <typename C>
-REGKERN_HD C kl_slope_q(const KLTerm<C>& t) {
-  const C near = t.p * (t.d + t.d * t.d * exp_series(t.d));
-  return fabs(t.d) <= C(0.5) ? near : t.q - t.p;
+REGKERN_HD C kl_value(C p, C q, C d) {
+  const C near = p * (d * d * exp_series(d));
+  const C far = (q - p) - p * d;
+  return choose(p == C(0), q, choose(fabs(d) <= C(0.5), near, far));
 }
 
 template <typename C>
-REGKERN_HD C kl_slope_p(const KLTerm<C>& t, C value) {
-  const C slope = -t.p * (t.d + value);
-  return t.p == C(0) ? C(0) : slope;
+REGKERN_HD C kl_slope_q(C p, C q, C d) {
+  const C near = p * (d + d * d * exp_series(d));
+  return choose(fabs(d) <= C(0.5), near, q - p);
+}
+
+template <typename C>
+REGKERN_HD C kl_slope_p(C p, C d, C value) {
+  return choose(p == C(0), C(0), -p * (d + value));
 }
 
 // What the forward left of a row.

@@ -134,7 +134,7 @@ def difference_penalty(a: Tensor, b: Tensor, scale: float | Tensor = 1.0) -> Ten
 
     Notes
     -----
-    Differences are taken and added in double. Bytes moved: a and b read once; the gradient reads
+    Squares are added in double. Bytes moved: a and b read once; the gradient reads
     them again and writes one of each.
 
     References

@@ -16,8 +16,8 @@ from regkern.spectral import adversarial, directions, features, samples
 
 IMAGES, IMAGES_SMALL = (64, 3, 224, 224), (3, 2, 5, 7)
 LOGITS, LOGITS_SMALL = (4096, 1000), (5, 13)
-WIDE, WIDE_SMALL = (256, 4096), (5, 12)
-TALL, TALL_SMALL = (4096, 512), (12, 5)
+WIDE, WIDE_SMALL = (256, 2048), (5, 12)
+TALL, TALL_SMALL = (2048, 512), (12, 5)
 MORE_FLOATS = (torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -40,6 +40,7 @@ def _case(
     passes: float,
     note: str = "",
     more_dtypes: tuple[torch.dtype, ...] = MORE_FLOATS,
+    differentiable: bool = False,
 ) -> Case:
     return Case(
         op=op,
@@ -52,7 +53,7 @@ def _case(
         rivals=(_torch(rival, note),),
         more_dtypes=more_dtypes,
         passes=passes,
-        differentiable=True,
+        differentiable=differentiable,
     )
 
 
@@ -65,46 +66,72 @@ def _kl(i: Inputs) -> Any:
     return functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
 
 
+def _gradient(run: Run, i: Inputs) -> Any:
+    """The gradient of the sum, as a training step needs it."""
+    with torch.enable_grad():
+        x = i["x"].detach().requires_grad_()
+        return torch.autograd.grad(run({**i, "x": x}).sum(), x)[0]
+
+
 def _noise(function: Callable[..., Any], i: Inputs) -> Any:
     return function(i["x"], 0.1, seed=i["seed"])
 
 
-def _vicreg(variant: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Case:
-    reference = partial(_two, features_reference.vicreg_loss)
-    return _case(
-        "vicreg_loss",
+def _loss(
+    op: str,
+    variant: str,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    ours: Run,
+    reference: Run,
+    rival: Run,
+    passes: float,
+    note: str = "",
+    more_dtypes: tuple[torch.dtype, ...] = MORE_FLOATS,
+) -> tuple[Case, Case]:
+    """The value alone, and with the gradient."""
+    name = f"{variant}_gradient" if variant else "gradient"
+    runs = [partial(_gradient, run) for run in (ours, reference, rival)]
+    return (
+        _case(op, variant, shapes, ours, reference, rival, passes, note, more_dtypes),
+        _case(op, name, shapes, *runs, 2 * passes, note, more_dtypes),
+    )
+
+
+def _views(op: str, variant: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
+    reference = partial(_two, getattr(features_reference, op))
+    return _loss(
+        op,
         variant,
         shapes,
-        partial(_two, features.vicreg_loss),
+        partial(_two, getattr(features, op)),
         reference,
         reference,
         6.0,
-        "D x D covariances, as the authors' code",
+        "products of D x D, as the authors' code",
         (torch.float64,),
     )
 
 
 CASES = (
-    _vicreg("wide", (WIDE, WIDE_SMALL)),
-    _vicreg("tall", (TALL, TALL_SMALL)),
-    _case(
-        "barlow_twins_loss",
-        "wide",
-        (WIDE, WIDE_SMALL),
-        partial(_two, features.barlow_twins_loss),
-        partial(_two, features_reference.barlow_twins_loss),
-        partial(_two, features_reference.barlow_twins_loss),
-        6.0,
-        "D x D correlations, as the authors' code",
-        (torch.float64,),
-    ),
-    _case(
+    *_views("vicreg_loss", "wide", (WIDE, WIDE_SMALL)),
+    *_views("vicreg_loss", "tall", (TALL, TALL_SMALL)),
+    *_views("barlow_twins_loss", "wide", (WIDE, WIDE_SMALL)),
+    *_loss(
         "softmax_kl",
         "",
         (LOGITS, LOGITS_SMALL),
         lambda i: adversarial.softmax_kl(i["y"], i["x"]),
         lambda i: adversarial_reference.softmax_kl(i["y"], i["x"]),
         _kl,
+        2.0,
+    ),
+    *_loss(
+        "difference_penalty",
+        "",
+        (IMAGES, IMAGES_SMALL),
+        partial(_two, samples.difference_penalty),
+        partial(_two, adversarial_reference.difference_penalty),
+        lambda i: (i["x"] - i["y"]).square().flatten(1).sum(1),
         2.0,
     ),
     _case(
@@ -115,15 +142,7 @@ CASES = (
         lambda i: adversarial_reference.normalize_samples(i["x"], 2.0),
         lambda i: 2.0 * functional.normalize(i["x"].flatten(1)).view(i["x"].shape),
         2.0,
-    ),
-    _case(
-        "difference_penalty",
-        "",
-        (IMAGES, IMAGES_SMALL),
-        partial(_two, samples.difference_penalty),
-        partial(_two, adversarial_reference.difference_penalty),
-        lambda i: (i["x"] - i["y"]).square().flatten(1).sum(1),
-        2.0,
+        differentiable=True,
     ),
     _case(
         "add_noise",
@@ -133,5 +152,6 @@ CASES = (
         partial(_noise, adversarial_reference.add_noise),
         lambda i: i["x"] + 0.1 * torch.randn_like(i["x"]),
         2.0,
+        differentiable=True,
     ),
 )
