@@ -35,6 +35,17 @@ void add_rows(int64_t rows, double* total, F&& add) {
   }
 }
 
+// A row of a tile: where it is, or widened.
+template <typename T, typename C>
+inline const C* row_of(const T* x, int64_t n, C* buffer) {
+  if constexpr (sizeof(T) == sizeof(C)) {
+    return x;
+  } else {
+    load_elements(x, n, buffer);
+    return buffer;
+  }
+}
+
 template <typename T>
 void standardize_as(const StandardizeColumnsArgs& args) {
   using C = compute_t<T>;
@@ -42,18 +53,18 @@ void standardize_as(const StandardizeColumnsArgs& args) {
   for_column_tiles(rows, columns, [&](int64_t column, int64_t n) {
     const T* x = static_cast<const T*>(args.x) + column;
     T* y = static_cast<T*>(args.y) + column;
-    alignas(64) C row[kTile] = {};
+    alignas(64) C buffer[kTile];
     alignas(64) double mean[kTile], squares[kTile], factor[kTile];
     add_rows(rows, mean, [&](int64_t r, double* piece) {
-      load_elements(x + r * columns, n, row);
+      const C* row = row_of(x + r * columns, n, buffer);
 #pragma omp simd
-      for (int64_t i = 0; i < kTile; ++i) piece[i] += static_cast<double>(row[i]);
+      for (int64_t i = 0; i < n; ++i) piece[i] += static_cast<double>(row[i]);
     });
     for (int64_t i = 0; i < kTile; ++i) mean[i] /= static_cast<double>(rows);
     add_rows(rows, squares, [&](int64_t r, double* piece) {
-      load_elements(x + r * columns, n, row);
+      const C* row = row_of(x + r * columns, n, buffer);
 #pragma omp simd
-      for (int64_t i = 0; i < kTile; ++i) {
+      for (int64_t i = 0; i < n; ++i) {
         const double d = static_cast<double>(row[i]) - mean[i];
         piece[i] += d * d;
       }
@@ -64,12 +75,13 @@ void standardize_as(const StandardizeColumnsArgs& args) {
       static_cast<C*>(args.mean)[column + i] = static_cast<C>(mean[i]);
       static_cast<C*>(args.variance)[column + i] = static_cast<C>(variance);
     }
-    for (int64_t i = n; i < kTile; ++i) factor[i] = 0.0;
     for (int64_t r = 0; r < rows; ++r) {
-      load_elements(x + r * columns, n, row);
+      const C* row = row_of(x + r * columns, n, buffer);
+      C* out = buffer;
+      if constexpr (sizeof(T) == sizeof(C)) out = y + r * columns;
 #pragma omp simd
-      for (int64_t i = 0; i < kTile; ++i) row[i] = standardized(row[i], mean[i], factor[i]);
-      store_elements(row, n, y + r * columns);
+      for (int64_t i = 0; i < n; ++i) out[i] = standardized(row[i], mean[i], factor[i]);
+      if constexpr (sizeof(T) != sizeof(C)) store_elements(buffer, n, y + r * columns);
     }
   });
 }
@@ -81,18 +93,18 @@ void products_as(const ColumnProductsArgs& args) {
   for_column_tiles(args.rows, columns, [&](int64_t column, int64_t n) {
     const T* a = static_cast<const T*>(args.a) + column;
     const T* b = static_cast<const T*>(args.b) + column;
-    alignas(64) C as[kTile] = {}, bs[kTile] = {};
+    alignas(64) C as[kTile], bs[kTile];
     alignas(64) double sums[kTile] = {}, products[kTile] = {};
     for (int64_t first = 0; first < args.rows; first += kRowPiece) {
       alignas(64) double along[kTile] = {}, across[kTile] = {};
       const int64_t stop = first + kRowPiece < args.rows ? first + kRowPiece : args.rows;
       for (int64_t r = first; r < stop; ++r) {
-        load_elements(a + r * columns, n, as);
-        load_elements(b + r * columns, n, bs);
+        const C* p = row_of(a + r * columns, n, as);
+        const C* q = row_of(b + r * columns, n, bs);
 #pragma omp simd
-        for (int64_t i = 0; i < kTile; ++i) {
-          along[i] += static_cast<double>(as[i]);
-          across[i] += static_cast<double>(as[i]) * static_cast<double>(bs[i]);
+        for (int64_t i = 0; i < n; ++i) {
+          along[i] += static_cast<double>(p[i]);
+          across[i] += static_cast<double>(p[i]) * static_cast<double>(q[i]);
         }
       }
       for (int64_t i = 0; i < kTile; ++i) {

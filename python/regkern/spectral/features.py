@@ -32,30 +32,28 @@ _combine = register("column_combine", lambda a, b, numbers: a.new_empty(a.shape)
 
 
 def _standardize_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, ctx.standardize, ctx.correction, ctx.eps = inputs
-    ctx.save_for_backward(x)
+    _, ctx.standardize, ctx.correction, ctx.eps = inputs
+    ctx.save_for_backward(output[0], output[2])
 
 
 def _standardize_gradient(ctx: Any, g: Tensor, g_mean: Tensor, g_variance: Tensor) -> Any:
-    """With x − μ centred and f = 1 / √(var + ε), or 1, of each column:
+    """With y = f (x − μ) and f = 1 / √(var + ε), or 1, of each column:
 
-    dx = f (g − mean g) − f³ ⟨g, x − μ⟩ (x − μ) / (n − c)
-         + g_mean / n + 2 g_variance (x − μ) / (n − c)
+    dx = f (g − mean g) − f ⟨g, y⟩ y / (n − c) + g_mean / n + 2 g_variance (y / f) / (n − c)
     """
-    (x,) = ctx.saved_tensors
-    n, left = x.shape[0], x.shape[0] - ctx.correction
-    centred, _, variance = _standardize(x, False, ctx.correction, 0.0)
-    sums = _products(g, centred)
+    y, variance = ctx.saved_tensors
+    n, left = y.shape[0], y.shape[0] - ctx.correction
+    sums = _products(g, y)
     factor = torch.ones_like(variance)
-    pull = torch.zeros_like(variance)
+    along = 2.0 * g_variance
     if ctx.standardize:
         wide = variance + ctx.eps
         still = wide == 0
-        factor = torch.where(still, 0.0, torch.where(still, 1.0, wide).rsqrt())
-        pull = factor**3 * sums[1]
-    along = (2.0 * g_variance - pull) / max(left, 1)
+        root = torch.where(still, 1.0, wide).sqrt()
+        factor = torch.where(still, 0.0, 1.0 / root)
+        along = along * root - factor * sums[1]
     constant = (g_mean - factor * sums[0]) / max(n, 1)
-    return _combine(g, centred, torch.stack([factor, along, constant])), None, None, None
+    return _combine(g, y, torch.stack([factor, along / max(left, 1), constant])), None, None, None
 
 
 def _products_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -182,25 +180,29 @@ class _Correlations(torch.autograd.Function):
         return diagonal, off
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         g_diagonal, g_off = grads
         x, y, first, second, diagonal = ctx.saved_tensors
         n, size = x.shape
         if torch.is_grad_enabled():
             twins = [t if t.requires_grad else t.detach().requires_grad_() for t in (x, y)]
             outputs = _correlations(*twins)[:2]
-            dx, dy = torch.autograd.grad(outputs, twins, grads, create_graph=True)
-            return dx, dy
+            both = torch.autograd.grad(outputs, twins, grads, create_graph=True)
+            return both[0], both[1]
         with _precise(x):
             pull = 2.0 * g_off / n**2
+            needs = ctx.needs_input_grad
+            dx: Tensor | None
+            dy: Tensor | None
             if 2 * n < size:
                 own = g_diagonal / n - pull * n * diagonal
-                return (
-                    torch.addmm(y * own, second * pull, x),
-                    torch.addmm(x * own, first * pull, y),
-                )
-            m = first * pull + torch.diag(g_diagonal / n)
-            return y @ m.mT, x @ m
+                dx = torch.addmm(y * own, second * pull, x) if needs[0] else None
+                dy = torch.addmm(x * own, first * pull, y) if needs[1] else None
+            else:
+                m = first * pull + torch.diag(g_diagonal / n)
+                dx = y @ m.mT if needs[0] else None
+                dy = x @ m if needs[1] else None
+            return dx, dy
 
 
 class _Gather(torch.autograd.Function):
