@@ -77,7 +77,7 @@ EXCEPTIONS = {
     # Two tensors of doubles, two stripes in flight.
     r"\bsample_combine_kernel<double": 72,
     # A piece of both rows in registers; the terms of a fold in double are long polynomials.
-    r"\bsoftmax_kl_kernel<double": 192,
+    r"\bsoftmax_kl_kernel<double": 128,
     r"\bsoftmax_kl_kernel<": 80,
 }
 
@@ -123,4 +123,9 @@ WIDE_ACCESSES = {
     r"\bgroup_scale_kernel<\(regkern::proximal::Before\)0, float, false, unsigned int>": 1,
     r"\bprox_step_kernel<float, regkern::AdamWRule<float, false>, true": 6,
     r"\bprox_step_kernel<float, regkern::SgdRule<float, true>, true": 4,
+    r"\bsample_combine_kernel<float>": 2,
+    r"\bnormalize_samples_kernel<float>": 2,
+    r"\bstandardize_kernel<float, 4>": 4,
+    r"\bcolumn_combine_kernel<float, 4>": 4,
+    r"\brandom_directions_kernel<float, \(regkern::spectral::Direction\)0>": 2,
 }
