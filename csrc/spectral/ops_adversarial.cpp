@@ -224,8 +224,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "softmax_kl_backward(Tensor g, Tensor p, Tensor q, Tensor value, Tensor stats, bool both) "
       "-> (Tensor dp, Tensor dq)");
-  m.def(
-      "random_directions(Tensor[] xs, Tensor seed, Tensor scale, str kind) -> Tensor[]");
+  m.def("random_directions(Tensor[] xs, Tensor seed, Tensor scale, str kind) -> Tensor[]");
   m.def("add_noise(Tensor x, Tensor seed, Tensor scale, str kind) -> Tensor");
 }
 #endif
