@@ -88,6 +88,14 @@ EXCEPTIONS = {
     # adds up longer ones in double, eight lanes a thread; six fit.
     r"\brow_(rescale|project_backward)_kernel<[^>]*true>": 128,
     r"\brow_(rescale|project_backward)_kernel<": 84,
+    # A piece of both tensors in registers, of which one to three sums are folded in double.
+    r"\bsample_pieces_kernel<double": 104,
+    r"\bsample_pieces_kernel<": 80,
+    # Two tensors of doubles, two stripes in flight.
+    r"\bsample_combine_kernel<double": 72,
+    # A piece of both rows in registers; the terms of a fold in double are long polynomials.
+    r"\bsoftmax_kl_kernel<double": 128,
+    r"\bsoftmax_kl_kernel<": 80,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -139,4 +147,9 @@ WIDE_ACCESSES = {
     r"\brow_rescale_kernel<float, true>": 8,
     r"\brow_rescale_kernel<regkern::bfloat16, true>": 4,
     r"\brow_project_backward_kernel<float, true>": 2,
+    r"\bsample_combine_kernel<float>": 2,
+    r"\bnormalize_samples_kernel<float>": 2,
+    r"\bstandardize_kernel<float, 4>": 4,
+    r"\bcolumn_combine_kernel<float, 4>": 4,
+    r"\brandom_directions_kernel<float, \(regkern::spectral::Direction\)0>": 2,
 }
