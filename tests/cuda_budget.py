@@ -151,5 +151,5 @@ WIDE_ACCESSES = {
     r"\bnormalize_samples_kernel<float>": 2,
     r"\bstandardize_kernel<float, 4>": 4,
     r"\bcolumn_combine_kernel<float, 4>": 4,
-    r"\brandom_directions_kernel<float, \(regkern::spectral::Direction\)0>": 2,
+    r"\brandom_directions_kernel<float, \(regkern::spectral::Distribution\)0>": 2,
 }

@@ -174,7 +174,7 @@ Tensors directions(const Checks& check, const Tensors& xs, const Tensor& seed, c
   check.dtype(scale, "scale", ScalarType::Double, "float64");
   check.that(scale.numel() == 1, "`scale` of one element", sizes_name(scale));
   RandomDirectionsArgs args{};
-  args.kind = static_cast<Direction>(check.one_of(kind, "kind", {"normal", "rademacher"}));
+  args.kind = static_cast<Distribution>(check.one_of(kind, "kind", {"normal", "rademacher"}));
   args.scale = const_data<double>(scale);
   args.seed = const_data<int64_t>(seed);
   const OnDevice context(xs[0]);

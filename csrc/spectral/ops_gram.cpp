@@ -61,9 +61,9 @@ Tensor gram_residual_(Tensors grams, std::string target, std::string norm) {
 // ---- rows by their norms ----
 
 // A tensor by its first dimension.
-NormRow matrix_of(const Checks& check, const Tensor& t, const std::string& name) {
+NormedRows matrix_of(const Checks& check, const Tensor& t, const std::string& name) {
   if (t.dim() < 2) check.that(false, name + " of at least two dimensions", sizes_name(t));
-  NormRow row{};
+  NormedRows row{};
   row.rows = t.size(0);
   row.numel = t.numel();
   row.n = row.rows > 0 ? row.numel / row.rows : 0;
@@ -85,11 +85,11 @@ Tensor row_rescale_(Tensors ys, MaybeTensor step, std::string law) {
     a.step = step->const_data_ptr();
   }
   Written written;
-  std::vector<NormRow> rows;
+  std::vector<NormedRows> rows;
   int64_t first = 0, count = 0;
   bool empty = false;
   for (size_t i = 0; i < ys.size(); ++i) {
-    NormRow row = matrix_of(check, ys[i], item_name("ys", i));
+    NormedRows row = matrix_of(check, ys[i], item_name("ys", i));
     row.row = count;
     row.first = first;
     count += row.rows;
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> row_project(const Tensor& x) {
   RowRescaleArgs a{};
   a.dtype = check.floating(x, "x");
   a.law = RowLaw::project;
-  NormRow row = matrix_of(check, x, "`x`");
+  NormedRows row = matrix_of(check, x, "`x`");
   const Tensor in = torch::stable::contiguous(x);
   Tensor y = new_tensor(x, sizes_of(x), x.scalar_type());
   Tensor norms = new_tensor(x, {row.rows}, ScalarType::Double);
@@ -137,7 +137,7 @@ Tensor row_project_backward(const Tensor& g, const Tensor& x, const Tensor& norm
   const Checks check("row_project_backward");
   RowProjectBackwardArgs a{};
   a.dtype = check.floating(x, "x");
-  NormRow row = matrix_of(check, x, "`x`");
+  NormedRows row = matrix_of(check, x, "`x`");
   check.same_device(g, "g", x);
   check.that(g.scalar_type() == x.scalar_type(), "`g` of the dtype of `x`", "another");
   check.that(of_same_shape(g, x), "`g` of shape " + sizes_name(x), sizes_name(g));

@@ -8,8 +8,8 @@ namespace {
 
 using namespace spectral;
 
-inline void draw_block(Direction kind, Seed seed, uint64_t first, float* out) {
-  if (kind == Direction::normal) {
+inline void draw_block(Distribution kind, Seed seed, uint64_t first, float* out) {
+  if (kind == Distribution::normal) {
     normal_block(seed, first, out);
     normal_block(seed, first + kBlock, out + kBlock);
     return;

@@ -6,7 +6,7 @@ namespace {
 
 using namespace spectral;
 
-template <typename T, Direction kKind>
+template <typename T, Distribution kKind>
 __global__ void __launch_bounds__(kListThreads, 4)
     random_directions_kernel(const __grid_constant__ ListChunk<DirectionRow> chunk,
                              const double* scale_at, const int64_t* seed_at, int tiles) {
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kListThreads, 4)
     if (x != nullptr) load_lanes(x + e, left, aligned_for_vectors(x), in);
     float drawn[kListLanes];
     const auto element = static_cast<uint64_t>(row.first + e);
-    if constexpr (kKind == Direction::normal) {
+    if constexpr (kKind == Distribution::normal) {
 #pragma unroll
       for (int k = 0; k < kListLanes; k += 4) {
         const Words words = philox(seed, Stream::noise, element / 4 + static_cast<uint64_t>(k / 4));
@@ -48,9 +48,10 @@ __global__ void __launch_bounds__(kListThreads, 4)
 }
 
 template <typename F>
-void dispatch_direction(Direction kind, F&& f) {
-  if (kind == Direction::normal) return f(std::integral_constant<Direction, Direction::normal>{});
-  f(std::integral_constant<Direction, Direction::rademacher>{});
+void dispatch_direction(Distribution kind, F&& f) {
+  if (kind == Distribution::normal)
+    return f(std::integral_constant<Distribution, Distribution::normal>{});
+  f(std::integral_constant<Distribution, Distribution::rademacher>{});
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace regkern::spectral {
 
-enum class Direction { normal, rademacher };
+enum class Distribution { normal, rademacher };
 
 struct DirectionRow {
   const void* x;  // null: zeros
@@ -20,7 +20,7 @@ struct DirectionRow {
 
 struct RandomDirectionsArgs {
   Dtype dtype;
-  Direction kind;
+  Distribution kind;
   const DirectionRow* rows;
   int64_t count;
   const double* scale;

@@ -88,7 +88,7 @@ void gradient_of_row(const C* g, const C* x, double s, int64_t n, C* y, int64_t 
 
 // Elements from where row r looks ahead; of what passes through a buffer nothing lies ahead.
 template <typename T>
-inline int64_t elements_ahead(const NormRow& row, int64_t r) {
+inline int64_t elements_ahead(const NormedRows& row, int64_t r) {
   if (!std::is_same_v<T, compute_t<T>>) return 0;
   return row.numel - r * row.n - distance_of(row.n);
 }
@@ -96,9 +96,9 @@ inline int64_t elements_ahead(const NormRow& row, int64_t r) {
 // f(row, r, x, g, y) for the rows of all tensors, in the type that is computed in: what is narrower
 // passes through a buffer. A row belongs to the piece that it begins in.
 template <typename T, typename F>
-void parallel_for_rows(const NormRow* rows, int64_t count, F&& f) {
+void parallel_for_rows(const NormedRows* rows, int64_t count, F&& f) {
   using C = compute_t<T>;
-  parallel_for_list(rows, count, kGrain, [&](const NormRow& row, int64_t begin, int64_t end) {
+  parallel_for_list(rows, count, kGrain, [&](const NormedRows& row, int64_t begin, int64_t end) {
     const int64_t n = row.n, last = (end + n - 1) / n, first = (begin + n - 1) / n;
     if constexpr (std::is_same_v<T, C>) {
       for (int64_t r = first; r < last; ++r)
@@ -128,7 +128,7 @@ void row_rescale(const RowRescaleArgs& args, Context) {
     const double a =
         args.step != nullptr ? static_cast<double>(*static_cast<const C*>(args.step)) : 0.0;
     parallel_for_rows<T>(
-        args.rows, args.count, [&](const NormRow& row, int64_t r, const C* x, const C*, C* y) {
+        args.rows, args.count, [&](const NormedRows& row, int64_t r, const C* x, const C*, C* y) {
           const double s = sqrt(square_sum(x, row.n));
           args.norms[row.row + r] = s;
           scale(x, rescale_factor(args.law, s, a), row.n, y, elements_ahead<T>(row, r));
@@ -141,7 +141,7 @@ void row_project_backward(const RowProjectBackwardArgs& args, Context) {
     using T = decltype(zero);
     using C = compute_t<T>;
     parallel_for_rows<T>(
-        args.rows, args.count, [&](const NormRow& row, int64_t r, const C* x, const C* g, C* y) {
+        args.rows, args.count, [&](const NormedRows& row, int64_t r, const C* x, const C* g, C* y) {
           gradient_of_row(g, x, args.norms[row.row + r], row.n, y, elements_ahead<T>(row, r));
         });
   });

@@ -240,10 +240,10 @@ __global__ void __launch_bounds__(kRowThreads, kWarp ? 4 : 6)
 
 // launch(warps a row, chunk, tiles), short rows and long ones apart.
 template <typename Launch>
-void for_each_lines(const NormRow* rows, int64_t count, Launch&& launch) {
+void for_each_lines(const NormedRows* rows, int64_t count, Launch&& launch) {
   std::vector<Lines> of[2];
   for (int64_t i = 0; i < count; ++i) {
-    const NormRow& row = rows[i];
+    const NormedRows& row = rows[i];
     of[row.n <= kLanes ? 0 : 1].push_back({row.x, row.g, row.y, row.rows, row.n, row.row});
   }
   for_each_chunk<kRowWarps>(of[0].data(), static_cast<int64_t>(of[0].size()),

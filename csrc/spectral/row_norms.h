@@ -18,7 +18,7 @@ enum class RowLaw : int32_t {
 };
 
 // A tensor of `rows` rows of n elements; numel and first as core/tensor_list.h has them.
-struct NormRow {
+struct NormedRows {
   const void* x;
   const void* g;  // the gradient of the normalised rows, or null
   void* y;
@@ -30,7 +30,7 @@ struct NormRow {
 struct RowRescaleArgs {
   Dtype dtype;
   RowLaw law;
-  const NormRow* rows;
+  const NormedRows* rows;
   int64_t count;
   const void* step;  // a in the compute type, or null
   double* norms;
@@ -39,7 +39,7 @@ struct RowRescaleArgs {
 // y = (g − ŵ ⟨g, ŵ⟩) / s with ŵ = x / s; 0 for a row of norm 0.
 struct RowProjectBackwardArgs {
   Dtype dtype;
-  const NormRow* rows;
+  const NormedRows* rows;
   int64_t count;
   const double* norms;
 };

@@ -1,10 +1,16 @@
 """Optimizers that do more in their one pass over the parameters."""
 
+from regkern.optim.clipping import (
+    clip_grad_norm_,
+)
 from regkern.optim.half_space import (
     half_space_project_,
 )
 from regkern.optim.lawn import (
     LAWN,
+)
+from regkern.optim.muon import (
+    Muon,
 )
 from regkern.optim.proximal import (
     ProxAdamW,
@@ -18,6 +24,16 @@ from regkern.optim.report import (
 from regkern.optim.schedules import (
     CubicRamp,
     WarmUp,
+)
+from regkern.optim.sharpness import (
+    AMP,
+    AWP,
+    GAM,
+    IGNITE,
+    SAM,
+    GradientNormPenalty,
+    OrthogonalGrad,
+    weight_perturbation,
 )
 from regkern.optim.shrinking import (
     ShrinkReport,
@@ -33,10 +49,18 @@ from regkern.optim.wrapper import (
 )
 
 __all__ = [
+    "AMP",
+    "AWP",
+    "GAM",
+    "IGNITE",
     "LAWN",
+    "SAM",
     "SGD",
     "AdamW",
     "CubicRamp",
+    "GradientNormPenalty",
+    "Muon",
+    "OrthogonalGrad",
     "ProxAdamW",
     "ProxSGD",
     "Proximal",
@@ -45,7 +69,9 @@ __all__ = [
     "SparsityReport",
     "TensorSparsity",
     "WarmUp",
+    "clip_grad_norm_",
     "half_space_project_",
     "shrink",
     "sparsity_report",
+    "weight_perturbation",
 ]
