@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from regkern.bench.case import Case
-from regkern.bench.cases.masks import CASES as CASES
+from regkern.bench.cases import cases_of
+
+CASES = cases_of("masks")
 
 
 @pytest.mark.benchmark(timer=time.process_time, disable_gc=True)

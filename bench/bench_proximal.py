@@ -8,15 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from regkern.bench.case import Case
-from regkern.bench.cases import (
-    proximal_elementwise,
-    proximal_groups,
-    proximal_optim,
-    proximal_projections,
-)
+from regkern.bench.cases import cases_of
 
-SUBJECTS = (proximal_elementwise, proximal_groups, proximal_projections, proximal_optim)
-CASES = tuple(case for subject in SUBJECTS for case in subject.CASES)
+CASES = cases_of("proximal")
 
 
 @pytest.mark.benchmark(timer=time.process_time, disable_gc=True)

@@ -8,22 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from regkern.bench.case import Case
-from regkern.bench.cases import (
-    quantize_levels,
-    quantize_noise,
-    quantize_optim,
-    quantize_rounding,
-    quantize_statistics,
-)
+from regkern.bench.cases import cases_of
 
-SUBJECTS = (
-    quantize_rounding,
-    quantize_statistics,
-    quantize_noise,
-    quantize_levels,
-    quantize_optim,
-)
-CASES = tuple(case for subject in SUBJECTS for case in subject.CASES)
+CASES = cases_of("quantize")
 
 
 @pytest.mark.benchmark(timer=time.process_time, disable_gc=True)

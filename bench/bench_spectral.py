@@ -8,10 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from regkern.bench.case import Case
-from regkern.bench.cases import spectral_power
+from regkern.bench.cases import cases_of
 
-SUBJECTS = (spectral_power,)
-CASES = tuple(case for subject in SUBJECTS for case in subject.CASES)
+CASES = cases_of("spectral")
 
 
 @pytest.mark.benchmark(timer=time.process_time, disable_gc=True)

@@ -65,25 +65,6 @@ REGKERN_HD Softmax<C> softmax_beside(const Softmax<C>& p, const Softmax<C>& q) {
   return {q.maximum, q.log_sum, p.inverse == C(0) ? C(0) : q.inverse};
 }
 
-// One of two numbers, by their bits: a choice between numbers that took long to compute becomes a
-// branch, and the loop around it does not vectorise.
-REGKERN_HD float choose(bool first, float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return first ? a : b;
-#else
-  const uint32_t mask = 0u - static_cast<uint32_t>(first);
-  return bit_cast<float>((bit_cast<uint32_t>(a) & mask) | (bit_cast<uint32_t>(b) & ~mask));
-#endif
-}
-REGKERN_HD double choose(bool first, double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return first ? a : b;
-#else
-  const uint64_t mask = uint64_t{0} - static_cast<uint64_t>(first);
-  return bit_cast<double>((bit_cast<uint64_t>(a) & mask) | (bit_cast<uint64_t>(b) & ~mask));
-#endif
-}
-
 REGKERN_HD float exp_to_zero(float x) { return choose(x < -87.0f, 0.0f, regkern::exp(x)); }
 REGKERN_HD double exp_to_zero(double x) { return choose(x < -700.0, 0.0, regkern::exp(x)); }
 

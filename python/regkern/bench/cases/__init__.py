@@ -8,12 +8,24 @@ import pkgutil
 from regkern.bench.case import Case
 
 
+def _modules(family: str = "") -> list[str]:
+    return sorted(
+        info.name
+        for info in pkgutil.iter_modules(__path__, f"{__name__}.")
+        if (info.name.removeprefix(f"{__name__}.").startswith(family))
+    )
+
+
+def cases_of(family: str) -> tuple[Case, ...]:
+    """The cases of the modules ``family`` and ``family_<subject>``."""
+    return tuple(case for name in _modules(family) for case in importlib.import_module(name).CASES)
+
+
 def all_cases() -> dict[str, Case]:
     """Every case of every family, by name."""
     found: dict[str, Case] = {}
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        for case in importlib.import_module(f"{__name__}.{module.name}").CASES:
-            if case.name in found:
-                raise ValueError(f"two benchmark cases are called {case.name!r}")
-            found[case.name] = case
+    for case in cases_of(""):
+        if case.name in found:
+            raise ValueError(f"two benchmark cases are called {case.name!r}")
+        found[case.name] = case
     return found
