@@ -252,3 +252,13 @@ def test_shrink_module() -> None:
     assert "mcp" in repr(learned)
     with pytest.raises(TypeError, match="`shape` to be a number above 0 for mcp"):
         Shrink("mcp")
+
+
+@pytest.mark.parametrize("law", ["soft", "half", "hard"])
+def test_an_infinite_step_has_no_gradient(law: Any) -> None:
+    """With weights, and a length that fills no block."""
+    x, w = torch.linspace(-2, 2, 37).requires_grad_(), torch.linspace(0.5, 1, 37)
+    step, lam = torch.tensor(math.inf, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    y = E.prox_elementwise(x, law, step, lam, weights=w)
+    for gradient in torch.autograd.grad(y.sum(), (x, step, lam)):
+        assert gradient.eq(0).all()

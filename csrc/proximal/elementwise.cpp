@@ -136,6 +136,8 @@ void gradient_as(const ProxElementwiseBackwardArgs& args) {
         if (varied) load_varied(p, row.weights, row.shapes, e, n, t, shape);
         runs[varied](p, g, x, t, shape, dx, v[0], v[1]);
         store_elements(dx, n, static_cast<T*>(row.dx) + e);
+        // Behind the end weights are 0, and an infinite t times 0 is no number.
+        for (int64_t i = n; i < kBlock; ++i) v[0][i] = v[1][i] = C(0);
         if (row.dweights != nullptr) {
           C* dw = static_cast<C*>(row.dweights) + e;
           for (int64_t i = 0; i < n; ++i) dw[i] = v[0][i] * p.t;
