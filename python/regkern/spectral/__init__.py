@@ -144,6 +144,10 @@ from regkern.spectral.spectral_penalties import (
     add_outer_,
     spectral_penalty,
 )
+from regkern.spectral.subspace import (
+    Subspace,
+    subspace_iteration,
+)
 
 __all__ = [
     "ConvPowerIteration",
@@ -154,6 +158,7 @@ __all__ = [
     "Perturbation",
     "PowerIteration",
     "SpectralPenalty",
+    "Subspace",
     "add_noise",
     "add_outer_",
     "adversarial_perturbation",
@@ -246,6 +251,7 @@ __all__ = [
     "squared_norms",
     "srip_penalty",
     "stable_rank",
+    "subspace_iteration",
     "sure_loss",
     "vanishing_gradient_penalty",
     "variance_penalty",

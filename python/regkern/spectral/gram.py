@@ -14,6 +14,7 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import _loop, compute_dtype, function_apply, once_only, register
 from regkern.proximal.group_prox import root
+from regkern.spectral.polar import polar_factor
 
 Side = Literal["auto", "rows", "columns"]
 
@@ -670,7 +671,7 @@ class _NuclearNorm(torch.autograd.Function):
 
 
 def nuclear_norm_penalty(
-    weights: Tensor | Sequence[Tensor], polar: Callable[[Tensor], Tensor]
+    weights: Tensor | Sequence[Tensor], polar: Callable[[Tensor], Tensor] = polar_factor
 ) -> Tensor:
     r"""The sum of all singular values, through polar factors.
 
@@ -682,8 +683,9 @@ def nuclear_norm_penalty(
     weights : Tensor or sequence of Tensor
         As :func:`orthogonality_penalty` takes them.
     polar : callable
-        The polar factor of a matrix: Newton-Schulz iterations, or ``U @ Vh`` of an SVD. What it
-        returns for a zero matrix is the gradient there.
+        The polar factor of a matrix: :func:`polar_factor`, quicker and rougher
+        :func:`orthogonalize`, or ``U @ Vh`` of an SVD. What it returns for a zero matrix is the
+        gradient there.
 
     Returns
     -------
