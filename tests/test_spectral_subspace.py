@@ -99,7 +99,7 @@ def test_errors() -> None:
         subspace_iteration(w, normal(4, 2))
     with pytest.raises(ValueError, match="k from 1 to 3, got"):
         subspace_iteration(w, normal(3, 4))
-    with pytest.raises(TypeError, match="`v` of dtype torch.float64, got torch.float32"):
+    with pytest.raises(TypeError, match=r"`v` of dtype torch\.float64, got torch\.float32"):
         subspace_iteration(w, normal(3, 2).float())
     with pytest.raises(ValueError, match="`n_iter`"):
         subspace_iteration(w, normal(3, 2), -1)
