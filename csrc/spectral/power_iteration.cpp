@@ -17,24 +17,68 @@ constexpr int64_t kAhead = 1024;  // elements that are fetched ahead
 
 int64_t padded(int64_t n) { return (n + kStripe - 1) / kStripe * kStripe; }
 
+// The widest vectors that there are, of at most kDotLanes numbers. As a loop over lanes, the sums
+// below have 64 pointers, most of them in memory; with constant offsets from one they have two.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+template <typename A>
+constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(A));
+template <typename C, int N>
+struct VectorOf {
+  typedef C type __attribute__((vector_size(N * sizeof(C))));
+  typedef C Unaligned __attribute__((vector_size(N * sizeof(C)), aligned(alignof(C)), may_alias));
+};
+
+template <typename A, typename C>
+inline typename VectorOf<A, kWidth<A>>::type load_as(const C* from) {
+  const auto x = *reinterpret_cast<const typename VectorOf<C, kWidth<A>>::Unaligned*>(from);
+  if constexpr (std::is_same_v<A, C>)
+    return x;
+  else
+    return __builtin_convertvector(x, typename VectorOf<A, kWidth<A>>::type);
+}
+template <typename A>
+inline void add_to(A* to, const typename VectorOf<A, kWidth<A>>::type& x) {
+  *reinterpret_cast<typename VectorOf<A, kWidth<A>>::Unaligned*>(to) += x;
+}
+
+// Sums of products and of squares.
+template <typename V>
+struct Sums {
+  V dot, square;
+};
+template <typename V>
+inline Sums<V> operator+(const Sums<V>& a, const Sums<V>& b) {
+  return {a.dot + b.dot, a.square + b.square};
+}
+
 // lanes ← lanes + products of a segment of S stripes; squares ← squares + w².
 template <int S, bool kSquares, typename A, typename C>
 inline void add_segment(const C* w, const C* v, A* lanes, A* squares) {
-#pragma omp simd
-  for (int j = 0; j < kDotLanes; ++j) {
+  using V = typename VectorOf<A, kWidth<A>>::type;
+#pragma GCC unroll 16
+  for (int j = 0; j < kDotLanes; j += kWidth<A>) {
     const auto group = [=](int g) {
-      const C* const a = w + g * kDotLanes + j;
-      const C* const b = v + g * kDotLanes + j;
-      A sum = static_cast<A>(a[0]) * static_cast<A>(b[0]);
-      if constexpr (S > 1) sum += static_cast<A>(a[kStripe]) * static_cast<A>(b[kStripe]);
-      if constexpr (S > 2) sum += static_cast<A>(a[2 * kStripe]) * static_cast<A>(b[2 * kStripe]);
-      if constexpr (S > 3) sum += static_cast<A>(a[3 * kStripe]) * static_cast<A>(b[3 * kStripe]);
-      return sum;
+      Sums<V> sums{};
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        const int at = s * kStripe + g * kDotLanes + j;
+        const V x = load_as<A>(w + at), product = x * load_as<A>(v + at);
+        sums.dot = s == 0 ? product : sums.dot + product;
+        if constexpr (kSquares) sums.square = s == 0 ? x * x : sums.square + x * x;
+      }
+      return sums;
     };
-    lanes[j] += ((group(0) + group(1)) + (group(2) + group(3))) +
-                ((group(4) + group(5)) + (group(6) + group(7)));
+    const Sums<V> sums = ((group(0) + group(1)) + (group(2) + group(3))) +
+                         ((group(4) + group(5)) + (group(6) + group(7)));
+    add_to(lanes + j, sums.dot);
+    if constexpr (kSquares) add_to(squares + j, sums.square);
   }
-  if constexpr (kSquares) add_segment<S, false>(w, w, squares, static_cast<A*>(nullptr));
 }
 
 // w and v are padded with zeros to whole stripes.
@@ -78,15 +122,23 @@ inline A row_dot(const C* w, const C* v, int64_t n, bool whole, A* square) {
   return fold_dot(lanes);
 }
 
-// t ← (first ? 0 : t) + Σ y_k w_k over four rows in order.
+// t ← (first ? 0 : t) + Σ y_k w_k over four rows in order. They are in the cache, and memory would
+// rest: so the n · kNext elements from `next` on are asked for meanwhile, the rows that follow.
 template <bool kFirst, typename C>
-inline void add_rows(const C* const* w, const C* y, int64_t n, C* t) {
+inline void add_rows(const C* const* w, const C* y, int64_t n, C* t, const C* next) {
+  constexpr int64_t kStrip = 256, kLine = 64 / static_cast<int64_t>(sizeof(C)), kNext = 2;
   const C y0 = y[0], y1 = y[1], y2 = y[2], y3 = y[3];
   const C *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+  for (int64_t begin = 0; begin < n; begin += kStrip) {
+    const int64_t end = begin + kStrip < n ? begin + kStrip : n;
+    if (next != nullptr)
+      for (int64_t i = kNext * begin; i < kNext * end; i += kLine)
+        __builtin_prefetch(next + i, 0, 2);
 #pragma omp simd
-  for (int64_t c = 0; c < n; ++c) {
-    const C sum = kFirst ? C(0) : t[c];
-    t[c] = (((sum + y0 * w0[c]) + y1 * w1[c]) + y2 * w2[c]) + y3 * w3[c];
+    for (int64_t c = begin; c < end; ++c) {
+      const C sum = kFirst ? C(0) : t[c];
+      t[c] = (((sum + y0 * w0[c]) + y1 * w1[c]) + y2 * w2[c]) + y3 * w3[c];
+    }
   }
 }
 
@@ -197,10 +249,12 @@ void add_span(const PowerArgs& args, const PowerRow& row, bool first, int64_t sp
       }
       if constexpr (kProducts) {
         if (plain) {
+          const C* const next =
+              packed || r + 2 * kRowBlock > m.rows ? nullptr : w[0] + kRowBlock * n;
           if (r == chunk)
-            add_rows<true>(w, scaled, n, t);
+            add_rows<true>(w, scaled, n, t, next);
           else
-            add_rows<false>(w, scaled, n, t);
+            add_rows<false>(w, scaled, n, t, next);
         } else {
           if (r == chunk) memset(t, 0, static_cast<size_t>(n) * sizeof(C));
           for (int64_t k = 0; k < count; ++k) add_row(w[k], scaled[k], factor[k], n, t);
