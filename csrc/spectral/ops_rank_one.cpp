@@ -113,18 +113,18 @@ Tensors spectral_divide_backward(Tensors grads, Tensors weights, const Tensor& s
   Tensors out, held;
   Rows rows;
   std::vector<InnerRow> pairs;
-  int64_t spans = 0;
+  int64_t segments = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Matrix m = row_major_matrix(check, weights[i], dims[i]);
     const Vectors pair = vectors_of(check, u, v, i, m, a.dtype, &held);
     const int64_t numel = weights[i].numel();
     const void* const g = read.row_major(grads[i]);
-    pairs.push_back({g, read.row_major(weights[i]), numel, 0, spans});
-    spans += span_count(numel);
+    pairs.push_back({g, read.row_major(weights[i]), numel, 0, segments});
+    segments += segment_count(numel);
     out.push_back(new_tensor(weights[i], sizes_of(weights[i]), weights[i].scalar_type()));
     rows.add(g, out.back().mutable_data_ptr(), pair.u, pair.v, numel, m.rows, m.n1);
   }
-  Tensor scratch = new_tensor(weights[0], {spans}, ScalarType::Double);
+  Tensor scratch = new_tensor(weights[0], {segments}, ScalarType::Double);
   Tensor products =
       new_tensor(weights[0], {static_cast<int64_t>(pairs.size())}, ScalarType::Double);
   a.products = const_data<double>(products);
