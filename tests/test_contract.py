@@ -374,12 +374,14 @@ def _fewer_large(recorded: tuple[Path, list[Call], list[Any]], path: Path) -> An
     """The same calls, but only one of each op's that have many elements: in the emulator these take
     most of the time, and go the same ways."""
     _, calls, expected = recorded
+    sizes = [_elements(call[1]) for call in calls]
     seen: set[str] = set()
     kept = []
-    for i in sorted(range(len(calls)), key=lambda i: _elements(calls[i][1])):
-        if _elements(calls[i][1]) <= 20_000 or calls[i][0] not in seen:
+    for i in sorted(range(len(calls)), key=sizes.__getitem__):
+        large = sizes[i] > 20_000
+        if not large or calls[i][0] not in seen:
             kept.append(i)
-        if _elements(calls[i][1]) > 20_000:
+        if large:
             seen.add(calls[i][0])
     fewer = [calls[i] for i in kept]
     torch.save(fewer, path)

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/fetch.h"
 #include "core/parallel.h"
 #include "core/square_sum.h"
 #include "proximal/group_before.h"
@@ -14,16 +15,6 @@ constexpr int kBatch = 64;                    // groups whose factors are comput
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t grain_of(int64_t elements) { return elements < kGrain ? kGrain / elements : 1; }
-
-constexpr int64_t kLine = 64;  // bytes
-
-// Asks for the memory of n elements, of which `left` are there, to write to them or to read.
-template <bool kWrite = true, typename T>
-inline void fetch(const T* data, int64_t n, int64_t left) {
-  n = smaller(n, left) * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < n; i += kLine)
-    __builtin_prefetch(reinterpret_cast<const char*>(data) + i, kWrite ? 1 : 0, 3);
-}
 
 // n elements in the compute type as `before` makes them. One loop for each thing that is done: as
 // one expression of runtime choices they would not vectorise.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/registers.h"
 #include "core/vec.h"
 #include "quantize/levels.h"
 #include "quantize/segment_blocks.h"
@@ -11,31 +12,23 @@ namespace regkern::quantize {
 namespace {
 
 // As wide as the registers: gcc takes the selects of wider vectors apart, element by element.
-#if defined(__AVX512F__)
-constexpr int kWideBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kWideBytes = 32;
-#else
-constexpr int kWideBytes = 16;
-#endif
-
 template <typename C>
 struct Wide;
 template <>
 struct Wide<float> {
   using Int = int32_t;
-  typedef float Floats __attribute__((vector_size(kWideBytes)));
-  typedef int32_t Ints __attribute__((vector_size(kWideBytes)));
+  typedef float Floats __attribute__((vector_size(kRegisterBytes)));
+  typedef int32_t Ints __attribute__((vector_size(kRegisterBytes)));
 };
 template <>
 struct Wide<double> {
   using Int = int64_t;
-  typedef double Floats __attribute__((vector_size(kWideBytes)));
-  typedef int64_t Ints __attribute__((vector_size(kWideBytes)));
+  typedef double Floats __attribute__((vector_size(kRegisterBytes)));
+  typedef int64_t Ints __attribute__((vector_size(kRegisterBytes)));
 };
 
 template <typename C>
-constexpr int kWideLanes = kWideBytes / static_cast<int>(sizeof(C));
+constexpr int kWideLanes = kRegisterBytes / static_cast<int>(sizeof(C));
 
 template <typename C>
 struct Search {

@@ -1,6 +1,7 @@
 #include "quantize/moments.h"
 
 #include "core/parallel.h"
+#include "core/registers.h"
 #include "core/vec.h"
 #include "quantize/range.h"
 
@@ -26,13 +27,6 @@ inline void widen_run(const T* x, int64_t n, compute_t<T>* out) {
 
 // A vector register: gcc 12 does not vectorise over the outer of two loops whose inner one has no
 // constant length, and that is 1.9 against 0.5 ns per element.
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kRegisterBytes = 32;
-#else
-constexpr int kRegisterBytes = 16;
-#endif
 template <typename C>
 struct RegisterOf {
   typedef C type __attribute__((vector_size(kRegisterBytes)));

@@ -15,7 +15,7 @@ namespace regkern::spectral {
 
 struct InnerRow {
   const void *x, *y;
-  int64_t numel, first;
+  int64_t numel;
   int64_t segment;  // the number of its first segment in the list
 };
 

@@ -119,7 +119,7 @@ Tensors spectral_divide_backward(Tensors grads, Tensors weights, const Tensor& s
     const Vectors pair = vectors_of(check, u, v, i, m, a.dtype, &held);
     const int64_t numel = weights[i].numel();
     const void* const g = read.row_major(grads[i]);
-    pairs.push_back({g, read.row_major(weights[i]), numel, 0, segments});
+    pairs.push_back({g, read.row_major(weights[i]), numel, segments});
     segments += segment_count(numel);
     out.push_back(new_tensor(weights[i], sizes_of(weights[i]), weights[i].scalar_type()));
     rows.add(g, out.back().mutable_data_ptr(), pair.u, pair.v, numel, m.rows, m.n1);

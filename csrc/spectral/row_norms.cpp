@@ -3,6 +3,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/fetch.h"
 #include "core/parallel.h"
 #include "core/tensor_list.h"
 #include "core/vec.h"
@@ -14,17 +15,8 @@ using namespace spectral;
 
 constexpr int64_t kGrain = int64_t{1} << 15;
 
-constexpr int64_t kLine = 64;     // bytes
 constexpr int64_t kAtOnce = 256;  // elements between two looks ahead
 constexpr int64_t kAhead = 2048;  // elements, where rows are shorter
-
-// Asks for the elements [begin, end) of what is read next, of which `left` are there: else memory
-// would rest while a row that is in the cache is scaled.
-template <typename C>
-inline void fetch(const C* ahead, int64_t begin, int64_t end, int64_t left) {
-  for (int64_t i = begin; i < (end < left ? end : left); i += kLine / int64_t{sizeof(C)})
-    __builtin_prefetch(ahead + i, 1, 3);
-}
 
 // How far ahead of its beginning a row of n elements looks.
 inline int64_t distance_of(int64_t n) { return n > kAhead ? n : kAhead; }
@@ -34,13 +26,13 @@ template <typename C>
 void scale(const C* x, double factor, int64_t n, C* y, int64_t left) {
   const C* const ahead = x + distance_of(n);
   if (factor == 1.0) {
-    fetch(ahead, 0, n, left);
+    fetch(ahead, n, left);
     if (x != y) memcpy(y, x, static_cast<size_t>(n) * sizeof(C));
   } else if (factor_fits<C>(factor)) {
     const C narrow_factor = static_cast<C>(factor);
     for (int64_t begin = 0; begin < n; begin += kAtOnce) {
       const int64_t end = begin + kAtOnce < n ? begin + kAtOnce : n;
-      fetch(ahead, begin, end, left);
+      fetch(ahead + begin, end - begin, left - begin);
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) y[i] = narrow_factor * x[i];
     }
@@ -74,8 +66,8 @@ void gradient_of_row(const C* g, const C* x, double s, int64_t n, C* y, int64_t 
     const int64_t distance = distance_of(n);
     for (int64_t begin = 0; begin < n; begin += kAtOnce) {
       const int64_t end = begin + kAtOnce < n ? begin + kAtOnce : n;
-      fetch(g + distance, begin, end, left);
-      fetch(x + distance, begin, end, left);
+      fetch(g + distance + begin, end - begin, left - begin);
+      fetch(x + distance + begin, end - begin, left - begin);
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) y[i] = of(g[i], x[i]);
     }

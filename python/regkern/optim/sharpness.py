@@ -138,6 +138,11 @@ class _Perturbing(WrappedOptimizer):
     def _base_step(self) -> None:
         self.optimizer.step()
 
+    def _gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """All gradients that there are: closures write those of parameters apart as well."""
+        each = [p for group in self.param_groups for p in group["params"]]
+        return [(p, p.grad) for p in each if p.grad is not None]
+
 
 def _grads_of(params: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
@@ -150,6 +155,11 @@ def _taken(params: list[Tensor]) -> list[Tensor]:
         grads.append(torch.zeros_like(p) if p.grad is None else p.grad)
         p.grad = None
     return grads
+
+
+def _give(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for p, g in gradients:
+        p.grad = g
 
 
 def _unit_step(grads: list[Tensor], length: float | Tensor) -> Tensor:
@@ -520,7 +530,7 @@ class GAM(_Perturbing):
         if not params:
             self._base_step()
             return loss
-        others = [(p, p.grad) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        before = self._gradients()
         here = _taken(params)
 
         def at(vectors: list[Tensor], length: float | Tensor) -> list[Tensor]:
@@ -540,12 +550,10 @@ class GAM(_Perturbing):
             beyond = at(top, self.r)
         finally:
             self._back()
-        for p, g in others:
-            p.grad = g
         change = linear_combination(beyond, 1.0, top, -1.0)
         weight = self.alpha * self.rho / self.r
-        for p, g in zip(params, linear_combination(here, 1.0, change, weight), strict=True):
-            p.grad = g
+        total = linear_combination(here, 1.0, change, weight)
+        _give([*before, *zip(params, total, strict=True)])
         self._base_step()
         return loss
 
@@ -628,9 +636,7 @@ class GradientNormPenalty(_Perturbing):
         loss = evaluate()
         params = self._reached()
         if params:
-            others = [
-                (p, p.grad) for g in self.param_groups for p in g["params"] if p.grad is not None
-            ]
+            before = self._gradients()
             here = _taken(params)
 
             def gradient() -> list[Tensor]:
@@ -646,10 +652,7 @@ class GradientNormPenalty(_Perturbing):
                 scheme=self.scheme,
                 base=here,
             )
-            for p, g in others:
-                p.grad = g
-            for p, g in zip(params, total, strict=True):
-                p.grad = g
+            _give([*before, *zip(params, total, strict=True)])
         self._base_step()
         return loss
 
