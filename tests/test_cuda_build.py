@@ -164,6 +164,17 @@ def test_the_cuda_runtime_is_linked_statically(cuda_library: Path) -> None:
     assert not [name for name in needed if "cuda" in name and "torch" not in name]
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86-64's registers")
+def test_no_mmx_register_is_used() -> None:
+    """An MMX instruction without `emms` leaves a full x87 stack: long doubles of others turn NaN.
+
+    gcc 12 made such code of two 64-bit integers in one SSE2 vector.
+    """
+    text = _output(_tool("objdump"), "-d", "--no-show-raw-insn", str(CPU_LIBRARY))
+    assert "%xmm0" in text
+    assert not re.findall(r".*%mm[0-7]\b.*", text)
+
+
 def test_no_shared_function_was_compiled_for_one_instruction_set() -> None:
     """The linker keeps one copy of an inline function for everybody, whoever compiled it.
 
