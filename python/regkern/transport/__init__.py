@@ -1,0 +1,1 @@
+"""Optimal transport: Sinkhorn at every scale, and sparse plans."""
