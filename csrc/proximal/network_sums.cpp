@@ -10,6 +10,12 @@ namespace {
 
 using namespace proximal;
 
+template <NetworkForm kForm, int k, typename C>
+inline void terms_of(const C x[kBlock], C c, C out[kBlock]) {
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i) out[i] = network_term<kForm, k>(x[i], c);
+}
+
 template <NetworkForm kForm, typename T>
 void sums_as(const NetworkSumsArgs& args) {
   using C = compute_t<T>;
@@ -20,12 +26,10 @@ void sums_as(const NetworkSumsArgs& args) {
       [&](const NetworkRow& row, int64_t e, int64_t n, C(&v)[kNetworkSums][kSumBlock]) {
         C x[kBlock];
         load_elements(static_cast<const T*>(row.x) + e, n, x);
-#pragma omp simd
-        for (int i = 0; i < kBlock; ++i) {
-          C terms[kNetworkSums];
-          network_terms<kForm>(x[i], c, terms);
-          for (int k = 0; k < kNetworkSums; ++k) v[k][i] = terms[k];
-        }
+        // A loop a sum: of one loop for all gcc makes no vectors.
+        terms_of<kForm, 0>(x, c, v[0]);
+        terms_of<kForm, 1>(x, c, v[1]);
+        terms_of<kForm, 2>(x, c, v[2]);
         for (int64_t i = n; i < kBlock; ++i)
           for (int k = 0; k < kNetworkSums; ++k) v[k][i] = C(0);
       });

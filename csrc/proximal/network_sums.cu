@@ -21,11 +21,12 @@ __global__ void __launch_bounds__(kListThreads)
                            load_lanes(from + e, left, aligned_for_vectors(from), x);
 #pragma unroll
                            for (int i = 0; i < kListLanes; ++i) {
-                             C terms[kNetworkSums];
-                             network_terms<kForm>(widen(x[i]), c, terms);
-#pragma unroll
-                             for (int k = 0; k < kNetworkSums; ++k)
-                               if (i < left) lanes[k][i] += static_cast<double>(terms[k]);
+                             if (i < left) {
+                               const C z = widen(x[i]);
+                               lanes[0][i] += static_cast<double>(network_term<kForm, 0>(z, c));
+                               lanes[1][i] += static_cast<double>(network_term<kForm, 1>(z, c));
+                               lanes[2][i] += static_cast<double>(network_term<kForm, 2>(z, c));
+                             }
                            }
                          });
 }

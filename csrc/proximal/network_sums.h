@@ -45,21 +45,21 @@ struct NetworkGradientArgs {
 
 template <typename C>
 REGKERN_HD C sign_of(C x) {
-  return x > C(0) ? C(1) : x < C(0) ? C(-1) : x;  // NaN stays
+  return choose(x > C(0), C(1), choose(x < C(0), C(-1), x));  // NaN stays
 }
 
-// With e = exp(−2 c |x|): tanh(c |x|) = (1 − e)/(1 + e), and 1 − tanh² = 4 e/(1 + e)².
-template <NetworkForm kForm, typename C>
-REGKERN_HD void network_terms(C x, C c, C out[kNetworkSums]) {
+// The k-th sum's term. With e = exp(−2 c |x|): tanh(c |x|) = (1 − e)/(1 + e), and 1 − tanh² =
+// 4 e/(1 + e)².
+template <NetworkForm kForm, int k, typename C>
+REGKERN_HD C network_term(C x, C c) {
   if constexpr (kForm == NetworkForm::centred) {
-    out[0] = x;
-    out[1] = fabs(x - c);
-    out[2] = sign_of(x - c);
+    if constexpr (k == 0) return x;
+    return k == 1 ? fabs(x - c) : sign_of(x - c);
   } else {
-    const C s = fabs(x), e = exp(C(-2) * (c * s));
-    out[0] = s;
-    out[1] = (C(1) - e) / (C(1) + e);
-    out[2] = C(0);
+    if constexpr (k == 0) return fabs(x);
+    if constexpr (k == 2) return C(0);
+    const C e = exp(C(-2) * (c * fabs(x)));
+    return (C(1) - e) / (C(1) + e);
   }
 }
 
