@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import dense_like, register
+from regkern._registration import dense_like, function_apply, register
 from regkern.spectral.power import (
     Singular,
     _add_outer_,
     _plain,
-    apply,
     as_weight,
     check_iterations,
     check_pair,
@@ -274,7 +273,7 @@ def spectral_normalize(
     op = "spectral_normalize"
     c = _resolve_cap(op, cap)
     found, d = _prepare(op, weight, u, v, n_iter, dim, eps, update)
-    out: Tensor = apply(_Divide, c, d, found.sigma, found.u, found.v, weight)
+    out: Tensor = function_apply(_Divide, c, d, found.sigma, found.u, found.v, weight)
     return out
 
 
@@ -373,7 +372,9 @@ def spectral_linear(
             f"regkern.{op}: expected `weight` (outputs, inputs) and `x` (…, inputs), got "
             f"{tuple(weight.shape)} and {tuple(x.shape)}"
         )
-    y: Tensor = apply(_Folded, _LinearLayer(), c, d, found.sigma, found.u, found.v, x, weight, bias)
+    y: Tensor = function_apply(
+        _Folded, _LinearLayer(), c, d, found.sigma, found.u, found.v, x, weight, bias
+    )
     return y
 
 
@@ -446,5 +447,5 @@ def spectral_conv(
         return [value] * ndim if isinstance(value, int) else list(value)
 
     layer = _ConvLayer(each(stride), each(padding), each(dilation), groups)
-    y: Tensor = apply(_Folded, layer, c, d, found.sigma, found.u, found.v, x, weight, bias)
+    y: Tensor = function_apply(_Folded, layer, c, d, found.sigma, found.u, found.v, x, weight, bias)
     return y

@@ -97,38 +97,6 @@ def vectors(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return list(torch.split(flat, list(sizes)))
 
 
-_QUICK: dict[type[torch.autograd.Function], type[torch.autograd.Function]] = {}
-
-
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply`, without the third of its time that goes into looking up its signature.
-
-    torch does that where `forward` stands apart from `setup_context`, which transforms and
-    compilation need, and nobody else.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return function_apply(function, *args)
-    if function not in _QUICK:
-        _QUICK[function] = _joined(function)
-    return function_apply(_QUICK[function], *args)
-
-
-def _joined(function: Any) -> type[torch.autograd.Function]:
-    class Joined(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = function.forward(*args)
-            function.setup_context(ctx, args, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return function.backward(ctx, *grads)
-
-    Joined.__name__ = function.__name__.lstrip("_")
-    return Joined
-
-
 class _SigmaOf(torch.autograd.Function):
     """σ and |W| as functions of the weights: dσ = u vᵀ, d|W| = W / |W|."""
 
@@ -180,7 +148,7 @@ def differentiable_sigma(
     found: Singular, weights: list[Tensor], dims: list[int]
 ) -> tuple[Tensor, Tensor]:
     """σ and |W| with their gradients."""
-    pair: tuple[Tensor, Tensor] = apply(
+    pair: tuple[Tensor, Tensor] = function_apply(
         _SigmaOf, tuple(dims), found.sigma, found.frobenius, found.u, found.v, *weights
     )
     return pair
