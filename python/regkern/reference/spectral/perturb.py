@@ -70,9 +70,7 @@ def projected(
     norms = [x.norm() for x in tensors]
     if per == "all":
         norms = [global_norm(tensors)] * len(norms)
-    return [
-        x * min(1.0, radius / float(n)) if n > 0 else x for x, n in zip(tensors, norms, strict=True)
-    ]
+    return [x if n <= radius else x * (radius / n) for x, n in zip(tensors, norms, strict=True)]
 
 
 def without_component(
