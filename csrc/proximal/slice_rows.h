@@ -11,7 +11,10 @@
 namespace regkern::proximal {
 namespace {
 
-constexpr int64_t kRowTile = 16;
+// Slices taken together: four lines of memory of each row, for rows far apart are on pages of their
+// own. They are transposed in squares.
+constexpr int64_t kRowTile = 64;
+constexpr int kSquare = 16;
 
 // From row to row: whole blocks, and a line more, lest all rows of a tile share the same cache
 // sets.
@@ -25,29 +28,63 @@ inline int64_t rows_together(const Slices& s, int64_t slice, int64_t end) {
   return left < kRowTile ? left : kRowTile;
 }
 
+// out[r · pitch + k] ← in[k][r].
+inline void transpose_square(const float in[kSquare][kSquare], int64_t pitch, float* out) {
+  // Four by four in registers: left to itself gcc moves element by element.
+  using V [[gnu::vector_size(16)]] = float;
+  using I [[gnu::vector_size(16)]] = int32_t;
+  constexpr I low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  for (int k = 0; k < kSquare; k += 4)
+    for (int r = 0; r < kSquare; r += 4) {
+      V row[4];
+      for (int i = 0; i < 4; ++i) memcpy(row + i, &in[k + i][r], sizeof(V));
+      const V a = __builtin_shuffle(row[0], row[1], low),
+              b = __builtin_shuffle(row[2], row[3], low);
+      const V c = __builtin_shuffle(row[0], row[1], high);
+      const V d = __builtin_shuffle(row[2], row[3], high);
+      const V columns[4] = {__builtin_shuffle(a, b, first), __builtin_shuffle(a, b, second),
+                            __builtin_shuffle(c, d, first), __builtin_shuffle(c, d, second)};
+      for (int i = 0; i < 4; ++i) memcpy(out + (r + i) * pitch + k, columns + i, sizeof(V));
+    }
+}
+inline void transpose_square(const double in[kSquare][kSquare], int64_t pitch, double* out) {
+  for (int k = 0; k < kSquare; ++k)
+    for (int r = 0; r < kSquare; ++r) out[r * pitch + k] = in[k][r];
+}
+
 template <typename T, typename C>
 inline void gather_rows(const T* x, const Slices& s, int64_t slice, int64_t rows, int64_t pitch,
                         C* out) {
   const T* from = x + slice_start(s, slice);
   if (s.outer == 1) return load_elements(from, s.inner, out);
   const int64_t step = s.count * s.inner;
-  if (s.inner == 1) {
-    // Lines of memory first, then their transposition: a column of x has all its lines in one set
-    // of the cache where rows are a power of two long.
-    for (int64_t o = 0; o < s.outer; o += kRowTile) {
-      const int64_t height = o + kRowTile < s.outer ? kRowTile : s.outer - o;
-      C block[kRowTile][kRowTile];
-      for (int64_t k = 0; k < height; ++k) {
-        __builtin_prefetch(from + (o + k + kRowTile) * step);
-        for (int64_t r = 0; r < rows; ++r) block[k][r] = widen(from[(o + k) * step + r]);
-      }
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = 0; k < height; ++k) out[r * pitch + o + k] = block[k][r];
-    }
+  if (s.inner != 1) {
+    for (int64_t o = 0; o < s.outer; ++o)
+      for (int64_t i = 0; i < s.inner; ++i) out[o * s.inner + i] = widen(from[o * step + i]);
     return;
   }
-  for (int64_t o = 0; o < s.outer; ++o)
-    for (int64_t i = 0; i < s.inner; ++i) out[o * s.inner + i] = widen(from[o * step + i]);
+  // Lines of memory first, then their transposition: a column of x has all its lines in one set of
+  // the cache where rows are a power of two long.
+  for (int64_t o = 0; o < s.outer; o += kSquare) {
+    const int64_t height = o + kSquare < s.outer ? kSquare : s.outer - o;
+    for (int64_t r = 0; r < rows; r += kSquare) {
+      const int64_t width = r + kSquare < rows ? kSquare : rows - r;
+      const T* const corner = from + o * step + r;
+      C square[kSquare][kSquare];
+      if (width == kSquare && height == kSquare) {
+        for (int k = 0; k < kSquare; ++k) {
+          __builtin_prefetch(corner + (k + kSquare) * step);
+#pragma omp simd
+          for (int i = 0; i < kSquare; ++i) square[k][i] = widen(corner[k * step + i]);
+        }
+        transpose_square(square, pitch, out + r * pitch + o);
+        continue;
+      }
+      for (int64_t k = 0; k < height; ++k)
+        for (int64_t i = 0; i < width; ++i)
+          out[(r + i) * pitch + o + k] = widen(corner[k * step + i]);
+    }
+  }
 }
 
 template <typename T, typename C>
@@ -56,21 +93,33 @@ inline void scatter_rows(const C* rows_in, const Slices& s, int64_t slice, int64
   T* to = y + slice_start(s, slice);
   if (s.outer == 1) return store_elements(rows_in, s.inner, to);
   const int64_t step = s.count * s.inner;
-  if (s.inner == 1) {
-    for (int64_t o = 0; o < s.outer; o += kRowTile) {
-      const int64_t height = o + kRowTile < s.outer ? kRowTile : s.outer - o;
-      C block[kRowTile][kRowTile];
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = 0; k < height; ++k) block[k][r] = rows_in[r * pitch + o + k];
-      for (int64_t k = 0; k < height; ++k) {
-        __builtin_prefetch(to + (o + k + kRowTile) * step, 1);
-        for (int64_t r = 0; r < rows; ++r) narrow(block[k][r], to + (o + k) * step + r);
-      }
-    }
+  if (s.inner != 1) {
+    for (int64_t o = 0; o < s.outer; ++o)
+      for (int64_t i = 0; i < s.inner; ++i) narrow(rows_in[o * s.inner + i], to + o * step + i);
     return;
   }
-  for (int64_t o = 0; o < s.outer; ++o)
-    for (int64_t i = 0; i < s.inner; ++i) narrow(rows_in[o * s.inner + i], to + o * step + i);
+  for (int64_t o = 0; o < s.outer; o += kSquare) {
+    const int64_t height = o + kSquare < s.outer ? kSquare : s.outer - o;
+    for (int64_t r = 0; r < rows; r += kSquare) {
+      const int64_t width = r + kSquare < rows ? kSquare : rows - r;
+      T* const corner = to + o * step + r;
+      if (width == kSquare && height == kSquare) {
+        C square[kSquare][kSquare], turned[kSquare][kSquare];
+        for (int i = 0; i < kSquare; ++i)
+          memcpy(square[i], rows_in + (r + i) * pitch + o, sizeof(square[i]));
+        transpose_square(square, kSquare, turned[0]);
+        for (int k = 0; k < kSquare; ++k) {
+          __builtin_prefetch(corner + (k + kSquare) * step, 1);
+#pragma omp simd
+          for (int i = 0; i < kSquare; ++i) narrow(turned[k][i], corner + k * step + i);
+        }
+        continue;
+      }
+      for (int64_t k = 0; k < height; ++k)
+        for (int64_t i = 0; i < width; ++i)
+          narrow(rows_in[(r + i) * pitch + o + k], corner + k * step + i);
+    }
+  }
 }
 
 // Lanes whose sums are added up in pairs, as a warp does with shuffles.
