@@ -1,6 +1,6 @@
+#include "core/random_lanes.cuh"
 #include "core/tensor_list.cuh"
 #include "quantize/copy_stochastic.h"
-#include "quantize/random_lanes.cuh"
 
 namespace regkern::cuda {
 namespace {
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kListThreads, 4)
     S in[kListLanes];
     load_lanes(src + e, left, aligned_for_vectors(src), in);
     uint32_t bits[kListLanes];
-    random_lanes(seed, rounded_element(0, row.first + e), words, bits);
+    random_lanes(seed, Stream::rounding, rounded_element(0, row.first + e), words, bits);
     D out[kListLanes];
 #pragma unroll
     for (int i = 0; i < kListLanes; ++i) narrow_stochastic(widen(in[i]), bits[i], out + i);

@@ -34,9 +34,9 @@ __device__ __forceinline__ Gradients<compute_t<T>> differentiate(const GradientA
   C threshold = fixed_threshold<C>(r.rounding);
   if (args.seed != nullptr) {
     const auto at = static_cast<uint64_t>(e);
-    const uint32_t bits = r.random_bits == 16  ? random_bits<16>(seed, at)
-                          : r.random_bits == 8 ? random_bits<8>(seed, at)
-                                               : random_bits<32>(seed, at);
+    const uint32_t bits = r.random_bits == 16  ? random_bits<16>(seed, Stream::rounding, at)
+                          : r.random_bits == 8 ? random_bits<8>(seed, Stream::rounding, at)
+                                               : random_bits<32>(seed, Stream::rounding, at);
     threshold = stochastic_threshold<C>(bits, r.random_bits);
   }
   const Gradients<C> d =

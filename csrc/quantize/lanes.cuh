@@ -1,9 +1,9 @@
 #pragma once
 
 #include "core/dtype.h"
+#include "core/random_lanes.cuh"
 #include "core/tensor_list.cuh"
 #include "quantize/blocks.h"
-#include "quantize/random_lanes.cuh"
 #include "quantize/rounding.h"
 
 // Eight neighbours a thread: loads and stores by dtype, thresholds, blocks.
@@ -46,13 +46,14 @@ __device__ __forceinline__ void store_as(const C in[kListLanes], int64_t e, int6
 // Thresholds of the thread's elements; with a cut grid the raw bits. All of the warp calls it.
 __device__ __forceinline__ void draw_lanes(Seed seed, int random_bits, int64_t e, DrawnWords* words,
                                            uint32_t out[kListLanes]) {
-  if (random_bits == 16) return random_lanes(seed, static_cast<uint64_t>(e), words, out);
+  if (random_bits == 16)
+    return random_lanes(seed, Stream::rounding, static_cast<uint64_t>(e), words, out);
   // A counter per element: other widths are for experiments.
 #pragma unroll 1
   for (int i = 0; i < kListLanes; ++i) {
     const auto at = static_cast<uint64_t>(e + i);
-    const uint32_t bits =
-        random_bits == 8 ? quantize::random_bits<8>(seed, at) : quantize::random_bits<32>(seed, at);
+    const uint32_t bits = random_bits == 8 ? regkern::random_bits<8>(seed, Stream::rounding, at)
+                                           : regkern::random_bits<32>(seed, Stream::rounding, at);
 #pragma unroll
     for (int j = 0; j < kListLanes; ++j) out[j] = j == i ? bits : out[j];
   }

@@ -2,8 +2,8 @@
 
 #include <type_traits>
 
+#include "core/random_bits.h"
 #include "core/vec.h"
-#include "quantize/random_bits.h"
 #include "quantize/stochastic_bfloat16.h"
 
 // CPU kernels round kRandomBlock elements at a time, straight from the words of sixteen counters:

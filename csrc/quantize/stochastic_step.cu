@@ -1,7 +1,7 @@
 #include <type_traits>
 
+#include "core/random_lanes.cuh"
 #include "core/tensor_list.cuh"
-#include "quantize/random_lanes.cuh"
 #include "quantize/stochastic_step.h"
 
 namespace regkern::cuda {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void store_rounded(Seed seed, int which, const StepRo
                                               const float in[kListLanes], void* data) {
   uint32_t bits[kListLanes] = {};
   if constexpr (!std::is_same_v<T, float>)
-    random_lanes(seed, rounded_element(which, row.first + e), words, bits);
+    random_lanes(seed, Stream::rounding, rounded_element(which, row.first + e), words, bits);
   T out[kListLanes];
 #pragma unroll
   for (int i = 0; i < kListLanes; ++i) narrow_stochastic(in[i], bits[i], out + i);

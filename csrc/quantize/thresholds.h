@@ -2,8 +2,8 @@
 
 #include <type_traits>
 
+#include "core/random_bits.h"
 #include "core/vec.h"
-#include "quantize/random_bits.h"
 #include "quantize/rounding.h"
 
 // Thresholds of stochastic rounding by the block, for CPU kernels.
@@ -37,13 +37,13 @@ inline void draw_blocks(int random_bits, Seed seed, int64_t first, int n, F&& co
   for (int i = 0; i < n; i += kRandomBlock) {
     const auto e = static_cast<uint64_t>(first + i);
     if (random_bits == 16) {
-      random_bits_block<16>(seed, e, bits);
+      random_bits_block<16>(seed, Stream::rounding, e, bits);
       convert(std::integral_constant<int, 16>{}, bits, i);
     } else if (random_bits == 8) {
-      random_bits_block<8>(seed, e, bits);
+      random_bits_block<8>(seed, Stream::rounding, e, bits);
       convert(std::integral_constant<int, 8>{}, bits, i);
     } else {
-      random_bits_block<32>(seed, e, bits);
+      random_bits_block<32>(seed, Stream::rounding, e, bits);
       convert(std::integral_constant<int, 32>{}, bits, i);
     }
   }

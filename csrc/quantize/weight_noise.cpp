@@ -102,7 +102,8 @@ void noise_runs(const WeightNoiseArgs& args, int64_t begin, int64_t end) {
 #pragma omp simd
       for (int i = 0; i < kRun; ++i) n[i] = static_cast<C>(normal[i]);
     }
-    if (args.stochastic) random_bits_block<16>(seed, static_cast<uint64_t>(e), bits);
+    if (args.stochastic)
+      random_bits_block<16>(seed, Stream::rounding, static_cast<uint64_t>(e), bits);
     if (kKind == Noise::dorefa) {
       // Apart from what follows, which the compiler would not vectorise together with it.
 #pragma omp simd

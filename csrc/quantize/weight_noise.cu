@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < V; ++i) {
       const C s = args.scale_count > 1 ? scale[row] : one_scale;
       const uint32_t bits =
-          args.stochastic ? random_bits<16>(seed, static_cast<uint64_t>(e + i)) : 0u;
+          args.stochastic ? random_bits<16>(seed, Stream::rounding, static_cast<uint64_t>(e + i))
+                          : 0u;
       if (kKind == Noise::dorefa && args.scale_count > 1)
         range = tanh_range(static_cast<double>(s));
       const C value = static_cast<C>(widen(x.v[i]));

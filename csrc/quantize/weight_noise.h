@@ -6,8 +6,8 @@
 #include "core/isa.h"
 #include "core/macros.h"
 #include "core/noise.h"
+#include "core/random_bits.h"
 #include "quantize/item_words.h"
-#include "quantize/random_bits.h"
 
 // Noise of analog and low-precision hardware on a weight w, with n ~ N(0, 1) and s = max |w| or
 // what stands for it:

@@ -48,6 +48,19 @@ def words(seed: Tensor, stream: str, index: Tensor) -> Tensor:
     return torch.stack(out, -1)
 
 
+def bits(seed: Tensor, stream: str, element: Tensor, k: int) -> Tensor:
+    """The k random bits of every element, for a k that divides 32.
+
+    A counter serves 128 / k elements that stand 16 apart: element chunk (2048 / k) + 16 j + i reads
+    the bits [jk, jk + k) of counter 16 chunk + i.
+    """
+    chunk = 2048 // k
+    j, i = element % chunk // 16, element % 16
+    w = words(seed, stream, element // chunk * 16 + i)
+    word = w.gather(-1, (j * k // 32).unsqueeze(-1)).squeeze(-1)
+    return (word >> (j * k % 32)) & (2**k - 1)
+
+
 class Draws:
     """The words of one item, one after the other."""
 

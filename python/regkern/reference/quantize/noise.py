@@ -42,13 +42,8 @@ def chosen(seed: Tensor, p: float | Tensor, count: int) -> Tensor:
 
 
 def rounding_bits(seed: Tensor, count: int) -> Tensor:
-    """16 bits for each element; those 16 apart share a counter."""
-    element = torch.arange(count)
-    within = element % 128
-    j = within // 16
-    words = draws.words(seed, "rounding", element // 128 * 16 + within % 16)
-    word = words.gather(1, (j // 2)[:, None])[:, 0]
-    return (word >> (16 * (j % 2))) & 0xFFFF
+    """16 bits for each element."""
+    return draws.bits(seed, "rounding", torch.arange(count), 16)
 
 
 # ---- Quant-Noise ----

@@ -10,23 +10,13 @@ from torch import Tensor
 
 from regkern.quantize.formats import Format, format_of
 from regkern.quantize.granularity import blocks_of
-from regkern.reference.random import words
+from regkern.reference import random as draws
 
 
 def random_bits(seed: Tensor, element: Tensor, k: int) -> Tensor:
-    """The k random bits of every element, 23 being the upper ones of 32.
-
-    A counter serves 128 / k elements that stand 16 apart: element chunk (2048 / k) + 16 j + i reads
-    the bits [jk, jk + k) of counter 16 chunk + i.
-    """
-    width = 32 if k == 23 else k
-    chunk = 2048 // width
-    j, i = element % chunk // 16, element % 16
-    w: Tensor = words(seed, "rounding", element // chunk * 16 + i)
-    word = w.gather(-1, (j * width // 32).unsqueeze(-1)).squeeze(-1)
-    bits = (word >> (j * width % 32)) & (2**width - 1)
-    used: Tensor = bits >> 9 if k == 23 else bits
-    return used
+    """The k random bits of every element, 23 being the upper ones of 32."""
+    drawn = draws.bits(seed, "rounding", element, 32 if k == 23 else k)
+    return drawn >> 9 if k == 23 else drawn
 
 
 def thresholds(x: Tensor, seed: Tensor, k: int) -> Tensor:

@@ -16,7 +16,7 @@
 //     element e = chunk * (2048 / K) + j * 16 + i   reads bits [jK, jK + K) of counter 16 chunk +
 //     i.
 
-namespace regkern::quantize {
+namespace regkern {
 
 template <int K>
 REGKERN_HD uint32_t random_bits_of(const Words& words, int j) {
@@ -28,10 +28,10 @@ REGKERN_HD uint32_t random_bits_of(const Words& words, int j) {
 }
 
 template <int K>
-REGKERN_HD uint32_t random_bits(Seed seed, uint64_t element) {
+REGKERN_HD uint32_t random_bits(Seed seed, Stream stream, uint64_t element) {
   constexpr uint64_t kChunk = 2048 / K;
   const uint64_t within = element % kChunk;
-  return random_bits_of<K>(philox(seed, Stream::rounding, element / kChunk * 16 + within % 16),
+  return random_bits_of<K>(philox(seed, stream, element / kChunk * 16 + within % 16),
                            static_cast<int>(within / 16));
 }
 
@@ -42,13 +42,14 @@ constexpr int kRandomBlock = 128;  // a whole number of chunks, or half a chunk,
 
 // The bits of the elements first … first + 127; first is a multiple of 128.
 template <int K>
-inline void random_bits_block(Seed seed, uint64_t first, uint32_t out[kRandomBlock]) {
+inline void random_bits_block(Seed seed, Stream stream, uint64_t first,
+                              uint32_t out[kRandomBlock]) {
   constexpr uint64_t kChunk = 2048 / K;
   constexpr int kPerCall = kRandomBlock / 16 < 128 / K ? kRandomBlock / 16 : 128 / K;
   alignas(64) uint32_t words[4][16];
   for (int done = 0; done < kRandomBlock; done += 16 * kPerCall) {
     const uint64_t e = first + static_cast<uint64_t>(done);
-    philox16(seed, Stream::rounding, e / kChunk * 16, words);
+    philox16(seed, stream, e / kChunk * 16, words);
     const int begin = static_cast<int>(e % kChunk / 16);
     for (int j = 0; j < kPerCall; ++j) {
       const uint32_t* w = words[(begin + j) * K / 32];
@@ -63,4 +64,4 @@ inline void random_bits_block(Seed seed, uint64_t first, uint32_t out[kRandomBlo
 }  // namespace
 #endif
 
-}  // namespace regkern::quantize
+}  // namespace regkern

@@ -1,0 +1,228 @@
+#include "masks/dropout.h"
+
+#include <cstring>
+
+#include "core/bits.h"
+#include "core/parallel.h"
+#include "core/vec.h"
+
+namespace regkern::REGKERN_ISA {
+namespace {
+
+using namespace masks;
+
+constexpr int kWide = static_cast<int>(kDropoutBlock);
+static_assert(kWide == kRandomBlock && kWide == 2 * kBlock);
+constexpr int64_t kGrain = 256;  // blocks: 32768 elements
+
+// Hands out the probabilities of the next kWide elements.
+class Probabilities {
+ public:
+  Probabilities(const float* p, const MaskIndex& index, int64_t e) : p_(p), index_(index) {
+    const int64_t u = e / index.width, group = index.repeat * index.run;
+    inner_ = e % index.width;
+    s_ = u % index.run;
+    r_ = u % group / index.run;
+    base_ = u / group * index.run;
+  }
+
+  // n of them; the rest is 0.
+  void next(int64_t n, float out[kWide]) {
+    for (int64_t i = n; i < kWide; ++i) out[i] = 0.0f;
+    for (int64_t got = 0; got < n;) {
+      const int64_t left = index_.width == 1 ? index_.run - s_ : index_.width - inner_;
+      const int64_t take = left < n - got ? left : n - got;
+      if (index_.width == 1) {
+        memcpy(out + got, p_ + base_ + s_, static_cast<size_t>(take) * sizeof(float));
+        advance(take);
+      } else {
+        const float p = p_[base_ + s_];
+        for (int64_t i = 0; i < take; ++i) out[got + i] = p;
+        inner_ += take;
+        if (inner_ == index_.width) {
+          inner_ = 0;
+          advance(1);
+        }
+      }
+      got += take;
+    }
+  }
+
+ private:
+  void advance(int64_t by) {
+    s_ += by;
+    if (s_ < index_.run) return;
+    s_ = 0;
+    if (++r_ < index_.repeat) return;
+    r_ = 0;
+    base_ += index_.run;
+  }
+
+  const float* p_;
+  MaskIndex index_;
+  int64_t inner_, s_, r_, base_;
+};
+
+// One level for all elements of a block, or one for each.
+template <typename C>
+struct OneLevel {
+  DropLevel level;
+  C scale;
+  int32_t upper(int) const { return static_cast<int32_t>(level.upper); }
+  C factor(int) const { return scale; }
+  DropLevel whole(int) const { return level; }
+};
+template <typename C>
+struct EachLevel {
+  const float* p;
+  const int32_t* uppers;
+  const C* scales;
+  int32_t upper(int i) const { return uppers[i]; }
+  C factor(int i) const { return scales[i]; }
+  DropLevel whole(int i) const { return drop_level(static_cast<double>(p[i])); }
+};
+
+template <typename C>
+inline void levels_of(const float p[kWide], bool scaled, int32_t uppers[kWide], C scales[kWide]) {
+#pragma omp simd
+  for (int i = 0; i < kWide; ++i) {
+    const float inside = choose(p[i] > 0.0f, choose(p[i] <= 1.0f, p[i], 0.0f), 0.0f);
+    uppers[i] = static_cast<int32_t>(inside * 65536.0f);
+  }
+  const C none = static_cast<C>(__builtin_nanf(""));
+#pragma omp simd
+  for (int i = 0; i < kWide; ++i) {
+    const C q = static_cast<C>(p[i]), inverse = C(1) / (C(1) - q);
+    const C inside = choose(q < C(1), scaled ? inverse : C(1), C(1));
+    scales[i] = choose(q >= C(0), choose(q <= C(1), inside, none), none);
+  }
+}
+
+// factors[i] ← the scale of an element that is kept, or 0.
+template <typename C, typename L>
+inline void factors_of(Seed seed, uint64_t element, const L& levels, C factors[kWide]) {
+  alignas(64) uint32_t words[4][16];
+  philox16(seed, Stream::mask, element / 8, words);
+  int32_t ties = 0;
+  for (int w = 0; w < 4; ++w) {
+    const int low = 32 * w, high = low + 16;
+#pragma omp simd reduction(| : ties)
+    for (int i = 0; i < 16; ++i) {
+      const auto u = static_cast<int32_t>(words[w][i] & 0xFFFFu), at = levels.upper(low + i);
+      ties |= u == at;
+      factors[low + i] = choose(u >= at, levels.factor(low + i), C(0));
+    }
+#pragma omp simd reduction(| : ties)
+    for (int i = 0; i < 16; ++i) {
+      const auto u = static_cast<int32_t>(words[w][i] >> 16), at = levels.upper(high + i);
+      ties |= u == at;
+      factors[high + i] = choose(u >= at, levels.factor(high + i), C(0));
+    }
+  }
+  if (ties == 0) return;
+  for (int e = 0; e < kWide; ++e) {
+    const uint32_t word = words[e / 32][e % 16];
+    const uint32_t bits = e % 32 < 16 ? word & 0xFFFFu : word >> 16;
+    const DropLevel level = levels.whole(e);
+    if (bits == level.upper && !keeps_tie(seed, element + static_cast<uint64_t>(e), level))
+      factors[e] = C(0);
+  }
+}
+
+template <typename T, typename C>
+inline void store_wide(const C in[kWide], int64_t n, bool past, T* out) {
+  if (n < kWide) return store_elements(in, n, out);
+  alignas(64) T block[kBlock];
+  for (int i = 0; i < kWide; i += kBlock) {
+    store_block<T>(in + i, past ? block : out + i);
+    if (past) stream_block(block, out + i);
+  }
+}
+
+template <typename T>
+void dropout_as(const DropoutArgs& args) {
+  using C = compute_t<T>;
+  const Seed seed = load_seed(args.seed);
+  const double p = args.p_at != nullptr ? *args.p_at : args.p;
+  const OneLevel<C> one{drop_level(p), static_cast<C>(kept_scale(p, args.scaled))};
+  const int64_t blocks = padded_mask(args.numel) / kWide;
+  const int64_t outputs = args.sums ? 1 : args.copies, terms = args.sums ? args.copies : 1;
+  const bool past = args.streaming && reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
+                    (args.numel % kBlock == 0 || outputs == 1);
+  parallel_for(blocks * outputs, kGrain, [&](int64_t begin, int64_t end) {
+    C factors[kWide], v[kWide], sum[kWide], scales[kWide];
+    int32_t uppers[kWide];
+    float each[kWide];
+    int64_t copy = begin / blocks, block = begin % blocks;
+    Probabilities ps(args.p_each, args.p_index, args.p_each != nullptr ? block * kWide : 0);
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t e = block * kWide, left = args.numel - e, n = left < kWide ? left : kWide;
+      if (args.p_each != nullptr) {
+        ps.next(n, each);
+        levels_of(each, args.scaled, uppers, scales);
+      }
+      for (int64_t term = 0; term < terms; ++term) {
+        const int64_t mask = args.sums ? term : copy;
+        const auto element = static_cast<uint64_t>(mask * blocks * kWide + e);
+        if (args.p_each != nullptr)
+          factors_of(seed, element, EachLevel<C>{each, uppers, scales}, factors);
+        else
+          factors_of(seed, element, one, factors);
+        load_elements(static_cast<const T*>(args.x) + term * args.numel + e, n, v);
+        if (term == 0) {
+#pragma omp simd
+          for (int i = 0; i < kWide; ++i) sum[i] = v[i] * factors[i];
+        } else {
+#pragma omp simd
+          for (int i = 0; i < kWide; ++i) sum[i] += v[i] * factors[i];
+        }
+      }
+      store_wide(sum, n, past, static_cast<T*>(args.y) + copy * args.numel + e);
+      if (++block == blocks) {
+        block = 0;
+        ++copy;
+        if (args.p_each != nullptr) ps = Probabilities(args.p_each, args.p_index, 0);
+      }
+    }
+    if (past) stream_fence();
+  });
+}
+
+}  // namespace
+
+void dropout(const DropoutArgs& args, Context) {
+  dispatch_floating(args.dtype, [&](auto zero) { dropout_as<decltype(zero)>(args); });
+}
+
+void dropout_bits(const DropoutBitsArgs& args, Context) {
+  const Seed seed = load_seed(args.seed);
+  const double p = args.p_at != nullptr ? *args.p_at : args.p;
+  const OneLevel<float> one{drop_level(p), 1.0f};
+  if (args.p_each == nullptr) *args.scale = kept_scale(p, args.scaled);
+  parallel_for(padded_mask(args.numel) / kWide, kGrain, [&](int64_t begin, int64_t end) {
+    float factors[kWide], each[kWide], scales[kWide];
+    int32_t uppers[kWide];
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t e = block * kWide, left = args.numel - e, n = left < kWide ? left : kWide;
+      const auto element = static_cast<uint64_t>(e);
+      if (args.p_each != nullptr) {
+        memset(each, 0, sizeof(each));
+        memcpy(each, args.p_each + e, static_cast<size_t>(n) * sizeof(float));
+        levels_of(each, false, uppers, scales);
+        factors_of(seed, element, EachLevel<float>{each, uppers, scales}, factors);
+        for (int64_t i = 0; i < n; ++i)
+          args.scale[e + i] = kept_scale(static_cast<double>(each[i]), args.scaled);
+      } else {
+        factors_of(seed, element, one, factors);
+      }
+      for (int64_t i = 0; i < n; i += 32) {
+        const int count = static_cast<int>(n - i < 32 ? n - i : 32);
+        uint32_t word = 0;
+        for (int k = 0; k < count; ++k) word |= static_cast<uint32_t>(factors[i + k] != 0.0f) << k;
+        args.bits[(e + i) / 32] = word;
+      }
+    }
+  });
+}
+
+}  // namespace regkern::REGKERN_ISA
