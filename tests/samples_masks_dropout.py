@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from regkern.masks.dropout import dropout, dropout_
-from regkern.reference import dropout as reference
+from regkern.masks.dropping import dropout, dropout_
+from regkern.reference import dropping as reference
 from sample import Sample, seed
 
 EACH = torch.linspace(0.0, 1.0, 60).reshape(3, 4, 5)

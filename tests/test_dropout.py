@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable
 
 import pytest
+import regkern
 import torch
 import torch.nn.functional as F
-from regkern.masks.dropout import dropout, dropout_
+from regkern.masks.dropping import dropout, dropout_
+from regkern.nn.masks.dropout import Dropout, Dropout2d, DropPath
+from rivals_shim import rival
 from sample import seed
-from torch import Tensor
+from torch import Tensor, nn
 
 ONES = torch.ones(1 << 20)
 
@@ -109,6 +112,71 @@ def test_nothing_to_do() -> None:
     assert dropout(x, 0.0, copies=2).shape == (2, 4, 5)
     assert dropout(torch.randn(0, 5), 0.5).shape == (0, 5)
 
+
+# ---- modules and what they stand in for ----
+
+
+def test_modules() -> None:
+    x = torch.ones(8, 6, 5, 7)
+    torch.manual_seed(0)
+    by_channel = Dropout2d(0.5)(x)
+    assert torch.equal(by_channel, by_channel[..., :1, :1].expand_as(x))
+    assert torch.equal(Dropout2d(1.0)(x), torch.zeros_like(x))
+    path = DropPath(0.5, scale=False)(x)
+    assert torch.equal(path, path[:, :1, :1, :1].expand_as(x))
+    assert len(DropPath(0.5, "batch")(x).unique()) == 1
+    locked = Dropout(0.5, shared=0)(x)
+    assert torch.equal(locked, locked[:1].expand_as(x))
+    layer = Dropout(0.5)
+    assert layer.eval()(x) is x
+    always = Dropout(0.5, always=True, copies=3).eval()(x)
+    assert always.shape == (3, *x.shape)
+    assert bool((always == 0).any())
+    y = x.clone()
+    assert Dropout(0.5, inplace=True)(y) is y
+    assert str(Dropout(0.2, (0,))) == "Dropout(p=0.2, shared=(0,))"
+    assert str(DropPath(0.2, "batch", scale=False)) == "DropPath(p=0.2, scale=False, per='batch')"
+    schedule = regkern.nn.linear_schedule(nn.Sequential(layer, DropPath(0.0)), 0.0, 0.4, 2)
+    schedule.step()
+    assert layer.p == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="expected an input of rank 3 or 4, got 2"):
+        Dropout2d()(torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"expected `p` in \[0, 1\], got 2"):
+        Dropout(2)
+
+
+def test_swap_of_torch() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Dropout(0.3), nn.Dropout1d(0.4), nn.Dropout2d(0.5, inplace=True), nn.Dropout3d(0.6)
+    )
+    report = regkern.swap(net)
+    assert [str(layer) for layer in net] == [
+        "Dropout(p=0.3)",
+        "Dropout1d(p=0.4)",
+        "TorchDropout2d(p=0.5, inplace=True)",
+        "Dropout3d(p=0.6)",
+    ]
+    assert not report.left
+    y = net[2](torch.ones(4, 5, 6))  # torch takes this for (N, C, L)
+    assert torch.equal(y, y[..., :1].expand_as(y))
+    assert len(y[..., 0].unique()) == 2
+
+
+def test_swap_of_stochastic_depth() -> None:
+    x = torch.ones(4096, 2, 3)
+    depth = rival("torchvision.ops").StochasticDepth(0.3, "row")
+    path = rival("timm.layers").DropPath(0.3, scale_by_keep=False)
+    net = nn.Sequential(depth, path)
+    regkern.swap(net)
+    assert [str(layer) for layer in net] == ["DropPath(p=0.3)", "DropPath(p=0.3, scale=False)"]
+    for old, new in ((depth, net[0]), (path, net[1])):
+        a, b = old(x), new(x)
+        assert float(a.max()) == pytest.approx(float(b.max()))
+        assert abs(float((a == 0).double().mean()) - float((b == 0).double().mean())) < 0.05
+
+
+# ---- errors ----
 
 X = torch.ones(2, 3, 4, 5, 6, 7)
 

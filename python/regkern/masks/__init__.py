@@ -1,4 +1,4 @@
-"""Masks and mixing: DropBlock, CutMix, MixUp, random erasing, Cutout."""
+"""Masks and mixing: DropBlock, dropout, CutMix, MixUp, random erasing, Cutout."""
 
 from regkern.masks.drop_block import (
     drop_block,
@@ -8,6 +8,7 @@ from regkern.masks.drop_block import (
     pack_mask,
     unpack_mask,
 )
+from regkern.masks.dropping import dropout, dropout_
 from regkern.masks.erasing import cutout, erase_boxes, random_erasing, random_erasing_
 from regkern.masks.mixing import Mixed, MixParams, cutmix, cutmix_or_mixup, mix, mixup
 
@@ -20,6 +21,8 @@ __all__ = [
     "drop_block",
     "drop_block_",
     "drop_block_mask",
+    "dropout",
+    "dropout_",
     "erase_boxes",
     "mask_apply",
     "mix",

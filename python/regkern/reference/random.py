@@ -57,8 +57,9 @@ def bits(seed: Tensor, stream: str, element: Tensor, k: int) -> Tensor:
     chunk = 2048 // k
     j, i = element % chunk // 16, element % 16
     w = words(seed, stream, element // chunk * 16 + i)
-    word = w.gather(-1, (j * k // 32).unsqueeze(-1)).squeeze(-1)
-    return (word >> (j * k % 32)) & (2**k - 1)
+    word: Tensor = w.gather(-1, (j * k // 32).unsqueeze(-1)).squeeze(-1)
+    drawn: Tensor = (word >> (j * k % 32)) & (2**k - 1)
+    return drawn
 
 
 class Draws:

@@ -267,6 +267,7 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
 
 
 # The rules register themselves, a file per family.
+from regkern.swap import dropout as dropout  # noqa: E402
 from regkern.swap import masks as masks  # noqa: E402
 from regkern.swap import proximal as proximal  # noqa: E402
 from regkern.swap import quantize as quantize  # noqa: E402

@@ -1,12 +1,8 @@
 """Modules of the mask family."""
 
-from regkern.nn.masks.drop_block import (
-    DropBlock1d,
-    DropBlock2d,
-    DropBlock3d,
-    LinearSchedule,
-    linear_schedule,
-)
+from regkern.nn.masks.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
+from regkern.nn.masks.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from regkern.nn.masks.schedule import LinearSchedule, linear_schedule
 from regkern.nn.masks.transforms import CutMix, MixUp, RandomErasing
 
 __all__ = [
@@ -14,6 +10,11 @@ __all__ = [
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "LinearSchedule",
     "MixUp",
     "RandomErasing",

@@ -1,14 +1,13 @@
-"""DropBlock as modules, and a schedule for its probability."""
+"""DropBlock as modules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from regkern import _checks as checks
 from regkern.masks import drop_block, drop_block_
 from regkern.masks.drop_block import Border, Normalize, Per
 
@@ -172,73 +171,3 @@ class DropBlock3d(_DropBlock):
     """`DropBlock2d` of (N, C, D, H, W) or (C, D, H, W)."""
 
     ndim = 3
-
-
-class LinearSchedule:
-    r"""Moves p of DropBlock layers in equal steps.
-
-    .. math:: p_t = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \min(t / \mathrm{steps}, 1)
-
-    ``step()`` goes from t to t + 1. The counter t lives here, as in torch's learning rate
-    schedulers: the layers' and the model's ``state_dict`` stay as they are, and this object has its
-    own. Where p is a tensor it is filled in place, which recompiles nothing.
-
-    Parameters
-    ----------
-    layers : iterable of DropBlock layers
-    start, stop : float
-        In [0, 1].
-    steps : int
-        Calls of ``step()`` until p = stop, at least 1.
-
-    References
-    ----------
-    Ghiasi, Lin and Le, 2018: "gradually decreasing keep_prob over time".
-    """
-
-    def __init__(self, layers: Iterable[nn.Module], start: float, stop: float, steps: int) -> None:
-        op = "linear_schedule"
-        self.layers = [layer for layer in layers if isinstance(layer, _DropBlock)]
-        if not self.layers:
-            raise ValueError(f"regkern.{op}: expected DropBlock layers of regkern, got none")
-        checks.probability(op, "start", start)
-        checks.probability(op, "stop", stop)
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"regkern.{op}: expected `steps` to be an int, got {steps!r}")
-        checks.at_least(op, "steps", steps, 1)
-        self.start, self.stop, self.steps = start, stop, steps
-        self.count = 0
-        self._set()
-
-    @property
-    def p(self) -> float:
-        """The present value."""
-        # Both ends are met exactly.
-        done = min(self.count, self.steps) / self.steps
-        return self.start * (1.0 - done) + self.stop * done
-
-    def _set(self) -> None:
-        for layer in self.layers:
-            if isinstance(layer.p, Tensor):
-                layer.p.fill_(self.p)
-            else:
-                layer.p = self.p
-
-    def step(self) -> None:
-        self.count += 1
-        self._set()
-
-    def state_dict(self) -> dict[str, int]:
-        return {"count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.count = state["count"]
-        self._set()
-
-
-def linear_schedule(
-    model: nn.Module | Iterable[nn.Module], start: float, stop: float, steps: int
-) -> LinearSchedule:
-    """A `LinearSchedule` over all DropBlock layers of a model, or over the given layers."""
-    layers = model.modules() if isinstance(model, nn.Module) else model
-    return LinearSchedule(layers, start, stop, steps)
