@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import regkern
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from regkern.masks.dropping import dropout, dropout_
 from regkern.nn.masks.dropout import Dropout, Dropout2d, DropPath
@@ -94,6 +95,17 @@ def test_probabilities_of_elements_samples_and_channels() -> None:
         .any(2)
         .equal(torch.tensor([[True, False, False]]).expand(4, 3))
     )
+
+
+def test_p_may_change_under_compile() -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    layer = torch.compile(Dropout(torch.tensor(0.5)), backend=counter, fullgraph=True)
+    for p in (0.5, 0.25, 0.75):
+        layer.p.fill_(p)
+        y = layer(torch.ones(100))
+        assert float(y.max()) == pytest.approx(1 / (1 - p))
+    assert counter.frame_count == 1
 
 
 def test_in_place_keeps_the_graph() -> None:

@@ -97,7 +97,7 @@ def _probabilities(
     """p as the raw op takes it: a number, one float64 element, or float32 of x's rank."""
     if not isinstance(p, Tensor):
         checks.probability(op, "p", p)
-        return float(p), None
+        return p, None
     if p.requires_grad:
         raise ValueError(f"regkern.{op}: expected `p` without a gradient, which dropout has not")
     if p.numel() == 1:
