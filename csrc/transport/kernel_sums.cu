@@ -57,13 +57,13 @@ __device__ __forceinline__ void load_columns(const KernelSumsArgs& args, int64_t
 }
 
 template <typename C, bool kGradient>
-__global__ void __launch_bounds__(kThreads) kernel_sums_kernel(KernelSumsArgs args) {
+__global__ void __launch_bounds__(kThreads, 4)
+    kernel_sums_kernel(KernelSumsArgs args, int64_t length) {
   using Block = Shared<C>;
   RK_SHARED(Block, block, 1);
   Block& s = block[0];
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t size = args.size;
-  const int64_t length = chunk_columns(args.columns);
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * length;
   const int64_t end = begin + length < args.columns ? begin + length : args.columns;
   const int64_t blocks = (args.rows + kThreads - 1) / kThreads;
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) kernel_sums_kernel(KernelSumsArgs ar
 
 // Adds the chunks up, in order.
 template <typename C, bool kGradient>
-__global__ void __launch_bounds__(256) kernel_chunks_kernel(KernelSumsArgs args, int64_t chunks) {
+__global__ void __launch_bounds__(256, 4) kernel_chunks_kernel(KernelSumsArgs args, int64_t chunks) {
   const int64_t size = kGradient ? args.size : 1, all = args.batch * args.rows * size;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all;
@@ -202,7 +202,8 @@ void launch_as(const KernelSumsArgs& args, cudaStream_t stream) {
   if (chunks > 0) {
     const dim3 grid(static_cast<unsigned>(most(units, int64_t{1} << 20)),
                     static_cast<unsigned>(chunks));
-    RK_LAUNCH((kernel_sums_kernel<C, kGradient>), grid, kThreads, 0, stream, args);
+    RK_LAUNCH((kernel_sums_kernel<C, kGradient>), grid, kThreads, 0, stream, args,
+              chunk_columns(args.columns));
   }
   const int64_t all = args.batch * args.rows * (kGradient ? args.size : 1);
   if (all > 0)

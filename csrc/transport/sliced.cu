@@ -9,7 +9,7 @@ using namespace transport;
 
 // A block has a slice, a thread a lane.
 template <typename T>
-__global__ void __launch_bounds__(kSliceLanes) sliced_cost_kernel(SlicedArgs args) {
+__global__ void __launch_bounds__(kSliceLanes, 4) sliced_cost_kernel(SlicedArgs args) {
   RK_SHARED(double, lanes, kSliceLanes);
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t slice = blockIdx.x; slice < args.slices; slice += gridDim.x) {
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kSliceLanes) sliced_cost_kernel(SlicedArgs arg
 
 // A thread has an element of x, or of y.
 template <typename T>
-__global__ void __launch_bounds__(kSliceLanes) sliced_slopes_kernel(SlicedSlopesArgs args) {
+__global__ void __launch_bounds__(kSliceLanes, 4) sliced_slopes_kernel(SlicedSlopesArgs args) {
   const SlicedArgs& lines = args.lines;
   const int64_t n = lines.rows, m = lines.columns, all = lines.slices * (n + m);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kSliceLanes;
