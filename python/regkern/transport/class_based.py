@@ -139,8 +139,7 @@ def class_based_transport(
             checks.on_device(op, name, given, cost)
             if given.shape != (count,):
                 raise ValueError(
-                    f"regkern.{op}: expected `{name}` of shape ({count},), got "
-                    f"{tuple(given.shape)}"
+                    f"regkern.{op}: expected `{name}` of shape ({count},), got {tuple(given.shape)}"
                 )
             masses.append(given.to(d.dtype))
         pairs = [_rounds(op, "rows", rows, n), _rounds(op, "columns", columns, m)]

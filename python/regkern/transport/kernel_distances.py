@@ -109,9 +109,7 @@ def _scale(op: str, name: str, value: float | Tensor | Sequence[float], like: Te
 class _Clouds:
     """Two weighted clouds of points as what the ops take: (batch, points, size), computed."""
 
-    def __init__(
-        self, op: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None
-    ) -> None:
+    def __init__(self, op: str, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> None:
         _points(op, "x", x)
         _points(op, "y", y)
         checks.on_device(op, "y", y, x)

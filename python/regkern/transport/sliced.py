@@ -327,9 +327,7 @@ def _powers(size: int, degree: int) -> list[tuple[int, ...]]:
     if size == 1:
         return [(degree,)]
     return [
-        (first, *rest)
-        for first in range(degree + 1)
-        for rest in _powers(size - 1, degree - first)
+        (first, *rest) for first in range(degree + 1) for rest in _powers(size - 1, degree - first)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Definitions: sums of kernels over clouds of points, and the distances of measures made of them."""
+"""Definitions: sums of kernels over clouds of points, distances of measures made of them."""
 
 from __future__ import annotations
 

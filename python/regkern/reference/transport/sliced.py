@@ -29,7 +29,18 @@ def lines_cost(
     x: Tensor, y: Tensor, p: float, a: Tensor | None = None, b: Tensor | None = None
 ) -> Tensor:
     """One for each row of (slices, n) and (slices, m)."""
-    return torch.stack([line_cost(u, v, p, a, b) for u, v in zip(x, y, strict=True)])
+    costs = [line_cost(u, v, p, a, b) for u, v in zip(x, y, strict=True)]
+    return torch.stack(costs) if costs else x.new_zeros(0)
+
+
+def lines_slopes(x: Tensor, y: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The gradient of the sum of the costs, by autograd."""
+    if len(x) == 0:
+        return x * 1.0, y * 1.0
+    with torch.enable_grad():
+        u, v = x.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
+        du, dv = torch.autograd.grad(lines_cost(u, v, p).sum(), (u, v))
+        return du, dv
 
 
 def sliced_wasserstein(
