@@ -128,8 +128,7 @@ void pack(const KernelSumsArgs& args, int64_t tiles, C* packed, C* weights) {
         const C w = j < args.columns ? static_cast<const C*>(args.w)[at] : C(0);
         weights[t * kTileColumns + c] = w;
         const C* const y = static_cast<const C*>(args.y) + at * args.size;
-        for (int64_t k = 0; k < args.size; ++k)
-          to[k * kTileColumns + c] = w == C(0) ? C(0) : y[k];
+        for (int64_t k = 0; k < args.size; ++k) to[k * kTileColumns + c] = w == C(0) ? C(0) : y[k];
       }
     }
   });
@@ -152,8 +151,7 @@ class RowBlock {
     first_ = first;
     const C* const x = static_cast<const C*>(args_.x) + (b * args_.rows + first) * size;
     for (int64_t k = 0; k < size; ++k)
-      for (int r = 0; r < kRows; ++r)
-        x_[k * kRows + r] = r < count_ ? x[r * size + k] : C(0);
+      for (int r = 0; r < kRows; ++r) x_[k * kRows + r] = r < count_ ? x[r * size + k] : C(0);
     double sums[kRows] = {};
     if (kGradient) memset(total_.data(), 0, static_cast<size_t>(size) * kRows * sizeof(C));
     const int64_t length = chunk_columns(args_.columns);
@@ -238,8 +236,7 @@ void sums_as(const KernelSumsArgs& args) {
   const Scratch<C> weights(args.batch * tiles * kTileColumns);
   pack(args, tiles, packed.data(), weights.data());
   KernelScale<C> scales[kMostScales];
-  for (int64_t s = 0; s < args.scales; ++s)
-    scales[s] = kernel_scale<C>(args.kernel, args.scale[s]);
+  for (int64_t s = 0; s < args.scales; ++s) scales[s] = kernel_scale<C>(args.kernel, args.scale[s]);
   const int64_t work = args.columns * (args.size + 16) + 1;
   parallel_for(args.batch * blocks, 1 + (int64_t{1} << 14) / work, [&](int64_t begin, int64_t end) {
     RowBlock<C, kGradient> block(args, scales);

@@ -1,6 +1,5 @@
-#include "transport/kernel_sums.h"
-
 #include "core/launch.cuh"
+#include "transport/kernel_sums.h"
 
 // A thread has a row, a block kThreads rows and a chunk of the columns, a tile at a time. Of the
 // coordinates kDepth at a time are in shared memory.
@@ -24,13 +23,13 @@ struct Shared {
 };
 
 template <PointKernel kKernel, bool kGradient, typename C>
-__device__ __forceinline__ void add_terms(const C (&r2)[kTileColumns],
-                                          const KernelScale<C>* scales, int64_t count,
-                                          C (&terms)[kTileColumns]) {
+__device__ __forceinline__ void add_terms(const C (&r2)[kTileColumns], const KernelScale<C>* scales,
+                                          int64_t count, C (&terms)[kTileColumns]) {
   for (int64_t s = 0; s < count; ++s) {
     const KernelScale<C> scale = scales[s];
 #pragma unroll
-    for (int c = 0; c < kTileColumns; ++c) terms[c] += kernel_term<kKernel, kGradient>(r2[c], scale);
+    for (int c = 0; c < kTileColumns; ++c)
+      terms[c] += kernel_term<kKernel, kGradient>(r2[c], scale);
   }
 }
 
@@ -93,8 +92,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       __syncthreads();
       if (thread < kTileColumns) {
         const int64_t j = column + thread;
-        s.w[thread] =
-            j < end ? static_cast<const C*>(args.w)[b * args.columns + j] : C(0);
+        s.w[thread] = j < end ? static_cast<const C*>(args.w)[b * args.columns + j] : C(0);
       }
       __syncthreads();
       C r2[kTileColumns] = {}, terms[kTileColumns] = {};
@@ -135,8 +133,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         if (args.skip_diagonal && column + c == row) terms[c] = C(0);
       if constexpr (kGradient) {
 #pragma unroll
-        for (int c = 0; c < kTileColumns; ++c)
-          terms[c] = s.w[c] == C(0) ? C(0) : s.w[c] * terms[c];
+        for (int c = 0; c < kTileColumns; ++c) terms[c] = s.w[c] == C(0) ? C(0) : s.w[c] * terms[c];
         for (int64_t first = 0; first < size; first += kDepth) {
           if (!shallow) {
             __syncthreads();
@@ -179,7 +176,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // Adds the chunks up, in order.
 template <typename C, bool kGradient>
-__global__ void __launch_bounds__(256, 4) kernel_chunks_kernel(KernelSumsArgs args, int64_t chunks) {
+__global__ void __launch_bounds__(256, 4)
+    kernel_chunks_kernel(KernelSumsArgs args, int64_t chunks) {
   const int64_t size = kGradient ? args.size : 1, all = args.batch * args.rows * size;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all;

@@ -31,12 +31,12 @@ struct KernelSumsArgs {
   bool skip_diagonal;  // leaves out i = j; of S alone
   int64_t batch, rows, columns, size;
   int64_t scales;
-  const void* x;         // (batch, rows, size)
-  const void* y;         // (batch, columns, size)
-  const void* w;         // (batch, columns)
-  const double* scale;   // (scales)
-  void* out;             // (batch, rows), or (batch, rows, size)
-  void* space;           // GPU: of each chunk (batch, rows) doubles, or (batch, size, rows)
+  const void* x;        // (batch, rows, size)
+  const void* y;        // (batch, columns, size)
+  const void* w;        // (batch, columns)
+  const double* scale;  // (scales)
+  void* out;            // (batch, rows), or (batch, rows, size)
+  void* space;          // GPU: of each chunk (batch, rows) doubles, or (batch, size, rows)
 };
 
 constexpr int kTileColumns = 8;

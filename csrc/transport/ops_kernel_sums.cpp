@@ -28,8 +28,8 @@ Tensor sums(const char* op, const Tensor& x, const Tensor& y, const Tensor& w, c
   check.dtype(scale, "scale", ScalarType::Double, "float64");
   check.that(scale.dim() == 1 && scale.size(0) >= 1 && scale.size(0) <= kMostScales,
              "`scale` of one dimension and 1 to 32 elements", sizes_name(scale));
-  args.kernel = static_cast<PointKernel>(check.one_of(
-      kernel, "kernel", {"gaussian", "laplacian", "energy", "imq", "rational"}));
+  args.kernel = static_cast<PointKernel>(
+      check.one_of(kernel, "kernel", {"gaussian", "laplacian", "energy", "imq", "rational"}));
   args.gradient = gradient;
   args.skip_diagonal = skip_diagonal;
   args.batch = x.size(0);

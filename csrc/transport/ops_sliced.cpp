@@ -34,8 +34,7 @@ Lines lines_of(const Checks& check, const Tensor& x, const Tensor& y, const Mayb
              sizes_name(x) + " and " + sizes_name(y));
   check.that(power >= 1.0, "`power` to be at least 1", std::to_string(power));
   check.that(a.has_value() == b.has_value(), "`a` and `b` or neither", "one of them");
-  for (const auto& [t, name, like] :
-       {std::tuple{&a, "a", &x}, std::tuple{&b, "b", &y}}) {
+  for (const auto& [t, name, like] : {std::tuple{&a, "a", &x}, std::tuple{&b, "b", &y}}) {
     if (!t->has_value()) continue;
     check.same_device(**t, name, x);
     check.dtype(**t, name, ScalarType::Double, "float64");
@@ -80,8 +79,8 @@ std::tuple<Tensor, Tensor> sliced_slopes(const Tensor& g, const Tensor& sorted_x
   check.same_device(g, "g", sorted_x);
   check.dtype(g, "g", sorted_x.scalar_type(), "x's");
   check.shape(g, "g", {lines.args.slices});
-  for (const auto& [t, name, like] : {std::tuple{&order_x, "order_x", &sorted_x},
-                                      std::tuple{&order_y, "order_y", &sorted_y}}) {
+  for (const auto& [t, name, like] :
+       {std::tuple{&order_x, "order_x", &sorted_x}, std::tuple{&order_y, "order_y", &sorted_y}}) {
     check.same_device(*t, name, sorted_x);
     check.dtype(*t, name, ScalarType::Long, "int64");
     check.shape(*t, name, {like->size(0), like->size(1)});
@@ -94,8 +93,7 @@ std::tuple<Tensor, Tensor> sliced_slopes(const Tensor& g, const Tensor& sorted_x
       for (int64_t i = 0; i < t->numel(); ++i) {
         const int64_t place = const_data<int64_t>(*t)[i];
         if (place < 0 || place >= count)
-          check.that(false, "places from 0 to " + std::to_string(count - 1),
-                     std::to_string(place));
+          check.that(false, "places from 0 to " + std::to_string(count - 1), std::to_string(place));
       }
   const Tensor dx = new_tensor(sorted_x, sizes_of(sorted_x), sorted_x.scalar_type());
   const Tensor dy = new_tensor(sorted_y, sizes_of(sorted_y), sorted_y.scalar_type());

@@ -31,8 +31,7 @@ double cost_of(const SlicedArgs& args, int64_t slice) {
   } else if (paired && args.power == 2.0) {
     add_pairs<2>(x, y, args.rows, lanes);
   } else {
-    for (int64_t i = 0; i < args.rows; ++i)
-      lanes[i % kSliceLanes] += slice_term<T>(args, slice, i);
+    for (int64_t i = 0; i < args.rows; ++i) lanes[i % kSliceLanes] += slice_term<T>(args, slice, i);
   }
   for (int half = kSliceLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];

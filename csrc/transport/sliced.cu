@@ -1,6 +1,5 @@
-#include "transport/sliced.h"
-
 #include "core/launch.cuh"
+#include "transport/sliced.h"
 
 namespace regkern::cuda {
 namespace {
@@ -14,8 +13,7 @@ __global__ void __launch_bounds__(kSliceLanes, 4) sliced_cost_kernel(SlicedArgs 
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t slice = blockIdx.x; slice < args.slices; slice += gridDim.x) {
     double sum = 0.0;
-    for (int64_t i = thread; i < args.rows; i += kSliceLanes)
-      sum += slice_term<T>(args, slice, i);
+    for (int64_t i = thread; i < args.rows; i += kSliceLanes) sum += slice_term<T>(args, slice, i);
     lanes[thread] = sum;
     __syncthreads();
     for (int half = kSliceLanes / 2; half > 0; half /= 2) {

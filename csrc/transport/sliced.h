@@ -4,8 +4,8 @@
 #include "core/isa.h"
 #include "core/math.h"
 
-// Optimal transport on lines: of each slice two sorted runs of numbers with weights, and the cost of
-// the monotone plan,
+// Optimal transport on lines: of each slice two sorted runs of numbers with weights, and the cost
+// of the monotone plan,
 //
 //     Σ_ij m_ij |x_(i) − y_(j)|^p,
 //
@@ -20,17 +20,17 @@ namespace regkern::transport {
 struct SlicedArgs {
   Dtype dtype;  // float32 or float64
   int64_t slices, rows, columns;
-  double power;          // p ≥ 1
-  const void* x;         // (slices, rows), sorted
-  const void* y;         // (slices, columns), sorted
-  const double* a;       // (slices, rows): weights up to and with this one, or null: all the same
-  const double* b;       // (slices, columns), or null; both or none
-  void* cost;            // (slices)
+  double power;     // p ≥ 1
+  const void* x;    // (slices, rows), sorted
+  const void* y;    // (slices, columns), sorted
+  const double* a;  // (slices, rows): weights up to and with this one, or null: all the same
+  const double* b;  // (slices, columns), or null; both or none
+  void* cost;       // (slices)
 };
 
 struct SlicedSlopesArgs {
   SlicedArgs lines;
-  const void* g;         // (slices)
+  const void* g;           // (slices)
   const int64_t* order_x;  // (slices, rows): where the sorted numbers stood
   const int64_t* order_y;
   void* dx;
@@ -39,8 +39,8 @@ struct SlicedSlopesArgs {
 
 constexpr int kSliceLanes = 256;
 
-// One of the two runs of a slice. Without weights element i has the quantiles [i, i + 1) · other, in
-// units of 1 / (count · other), which is exact.
+// One of the two runs of a slice. Without weights element i has the quantiles [i, i + 1) · other,
+// in units of 1 / (count · other), which is exact.
 struct Quantiles {
   const double* ends;  // or null
   int64_t count, other;
@@ -72,8 +72,7 @@ REGKERN_HD int64_t first_beyond(const Quantiles& q, int64_t i, double quantile) 
 REGKERN_HD double mass_unit(const SlicedArgs& args) {
   if (args.a != nullptr) return 1.0;
   const double rows = static_cast<double>(args.rows);
-  return args.rows == args.columns ? 1.0 / rows
-                                   : 1.0 / (rows * static_cast<double>(args.columns));
+  return args.rows == args.columns ? 1.0 / rows : 1.0 / (rows * static_cast<double>(args.columns));
 }
 
 // Σ_j m_ij term(j) for element i of one run.

@@ -49,6 +49,23 @@ def _iterated_roots(a: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return y * safe.sqrt(), torch.where(zero, 0.0, z / safe.sqrt())
 
 
+def _roots(a: Tensor, method: str, steps: int) -> tuple[Tensor, Tensor]:
+    return _eigen_roots(a) if method == "eigh" else _iterated_roots(a, steps)
+
+
+def _inner(a: Tensor, root: Tensor) -> Tensor:
+    inner = root @ a @ root
+    return 0.5 * (inner + inner.mT)
+
+
+def _fidelity(a: Tensor, b: Tensor, method: str, steps: int) -> Tensor:
+    """tr (B^½ A B^½)^½."""
+    inner = _inner(a, _roots(b, method, steps)[0])
+    if method == "eigh":
+        return torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum(-1)
+    return _trace(_iterated_roots(inner, steps)[0])
+
+
 class _Bures(torch.autograd.Function):
     """tr (B^½ A B^½)^½, whose gradients are half the maps between the two."""
 
@@ -56,12 +73,8 @@ class _Bures(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        def roots(c: Tensor) -> tuple[Tensor, Tensor]:
-            return _eigen_roots(c) if method == "eigh" else _iterated_roots(c, steps)
-
-        root, inverse = roots(b)
-        inner = root @ a @ root
-        middle, middle_inverse = roots(0.5 * (inner + inner.mT))
+        root, inverse = _roots(b, method, steps)
+        middle, middle_inverse = _roots(_inner(a, root), method, steps)
         return _trace(middle), root @ middle_inverse @ root, inverse @ middle @ inverse
 
     @staticmethod
@@ -157,8 +170,13 @@ def bures_wasserstein(
         eye = torch.eye(a.shape[-1], dtype=wide_a.dtype, device=a.device)
         shift = tau * eye if isinstance(tau, Tensor) else float(tau) * eye
         wide_a, wide_b = wide_a + shift, wide_b + shift
-        batch = torch.broadcast_shapes(a.shape, b.shape)
-        inner = function_apply(_Bures, wide_a.expand(batch), wide_b.expand(batch), method, steps)[0]
+        pair = torch.broadcast_tensors(wide_a, wide_b)  # type: ignore[no-untyped-call]
+        # Without a gradient eigenvalues alone will do.
+        recorded = torch.is_grad_enabled() and (pair[0].requires_grad or pair[1].requires_grad)
+        if recorded or torch._C._functorch.peek_interpreter_stack() is not None:
+            inner = function_apply(_Bures, *pair, method, steps)[0]
+        else:
+            inner = _fidelity(*pair, method, steps)
         distance: Tensor = _trace(wide_a) + _trace(wide_b) - 2.0 * inner
     return distance
 

@@ -49,8 +49,8 @@ def sinkhorn_conjugate(g: Tensor, q: Tensor, cost: Tensor, eps: float | Tensor) 
     Cuturi and Peyré, "A smoothed dual approach for variational Wasserstein problems", 2016.
     """
     op = "sinkhorn_conjugate"
-    for name, value in (("g", g), ("q", q), ("cost", cost)):
-        checks.floating(op, name, value)
+    for name, given in (("g", g), ("q", q), ("cost", cost)):
+        checks.floating(op, name, given)
     checks.scale(op, "eps", eps)
     if not isinstance(eps, Tensor) and not eps > 0:
         raise ValueError(f"regkern.{op}: expected `eps` above 0, got {eps}")

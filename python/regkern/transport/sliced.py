@@ -77,7 +77,7 @@ def _line_costs(x: Tensor, y: Tensor, p: float, a: Tensor | None, b: Tensor | No
     """The cost of every slice of (slices, n) and (slices, m)."""
     sorted_x, order_x = x.detach().sort(-1)
     sorted_y, order_y = y.detach().sort(-1)
-    ends = (None, None)
+    ends: tuple[Tensor | None, Tensor | None] = (None, None)
     if a is not None and b is not None:
         ends = _cumulative(a, order_x), _cumulative(b, order_y)
     cost: Tensor = _cost(x, y, sorted_x, sorted_y, order_x, order_y, *ends, p)

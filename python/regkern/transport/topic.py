@@ -100,7 +100,7 @@ def _through_plan(cost: Tensor, plan: Tensor, eps: float) -> Tensor:
     schur = schur + torch.outer(rows, rows) / rows.sum() + torch.diag((rows == 0).double())
     lam = torch.linalg.solve(schur, r - wide @ (inverse * c))
     mu = inverse * (c - wide.mT @ lam)
-    slope = wide + (wide * (lam[:, None] + mu) - weighted) / eps
+    slope: Tensor = wide + (wide * (lam[:, None] + mu) - weighted) / eps
     return slope.to(cost.dtype)
 
 

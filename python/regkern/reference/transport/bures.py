@@ -8,7 +8,8 @@ from torch import Tensor
 
 def matrix_root(a: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(a)
-    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    root: Tensor = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return root
 
 
 def bures_wasserstein(a: Tensor, b: Tensor, tau: float = 0.0) -> Tensor:
@@ -20,4 +21,5 @@ def bures_wasserstein(a: Tensor, b: Tensor, tau: float = 0.0) -> Tensor:
     def trace(c: Tensor) -> Tensor:
         return c.diagonal(dim1=-2, dim2=-1).sum(-1)
 
-    return trace(a) + trace(b) - 2 * inner
+    distance: Tensor = trace(a) + trace(b) - 2 * inner
+    return distance
