@@ -26,8 +26,6 @@ def _eigen_roots(a: Tensor) -> tuple[Tensor, Tensor]:
     kept = values > least
     root = torch.where(kept, values.clamp(min=0), 0.0).sqrt()
     inverse = torch.where(kept, 1.0 / torch.where(kept, root, 1.0), 0.0)
-    # NaN is neither kept nor left out.
-    root = torch.where(values.isnan(), values, root)
     return (
         (vectors * root.unsqueeze(-2)) @ vectors.mT,
         (vectors * inverse.unsqueeze(-2)) @ vectors.mT,
@@ -62,7 +60,8 @@ def _fidelity(a: Tensor, b: Tensor, method: str, steps: int) -> Tensor:
     """tr (B^½ A B^½)^½."""
     inner = _inner(a, _roots(b, method, steps)[0])
     if method == "eigh":
-        return torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum(-1)
+        roots: Tensor = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt()
+        return roots.sum(-1)
     return _trace(_iterated_roots(inner, steps)[0])
 
 
@@ -170,13 +169,17 @@ def bures_wasserstein(
         eye = torch.eye(a.shape[-1], dtype=wide_a.dtype, device=a.device)
         shift = tau * eye if isinstance(tau, Tensor) else float(tau) * eye
         wide_a, wide_b = wide_a + shift, wide_b + shift
-        pair = torch.broadcast_tensors(wide_a, wide_b)  # type: ignore[no-untyped-call]
+        both = torch.broadcast_tensors(wide_a, wide_b)  # type: ignore[no-untyped-call]
+        # LAPACK takes finite numbers alone.
+        finite = (both[0] + both[1]).isfinite().all(-1).all(-1)
+        pair = [torch.where(finite[..., None, None], c, eye) for c in both]
         # Without a gradient eigenvalues alone will do.
         recorded = torch.is_grad_enabled() and (pair[0].requires_grad or pair[1].requires_grad)
         if recorded or torch._C._functorch.peek_interpreter_stack() is not None:
             inner = function_apply(_Bures, *pair, method, steps)[0]
         else:
-            inner = _fidelity(*pair, method, steps)
+            inner = _fidelity(pair[0], pair[1], method, steps)
+        inner = torch.where(finite, inner, torch.nan)
         distance: Tensor = _trace(wide_a) + _trace(wide_b) - 2.0 * inner
     return distance
 

@@ -210,7 +210,7 @@ def mmd(
     unbiased : bool
         The U-statistic: no pair of a point with itself, sums of x and of y divided by
         :math:`(\sum a)^2 - \sum a^2`, which is 1 − 1/n without weights, and the mixed one by
-        :math:`\sum a \sum b`. It may be negative.
+        :math:`\sum a \sum b`. It may be negative, and is NaN of a single point.
 
     Returns
     -------
