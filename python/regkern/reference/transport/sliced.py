@@ -19,10 +19,12 @@ def line_cost(
     ys, j = y.sort()
     ends_x, ends_y = a[i].cumsum(0), b[j].cumsum(0)
     cuts = torch.cat([torch.zeros(1, dtype=x.dtype), ends_x, ends_y]).sort()[0]
-    middle = 0.5 * (cuts[1:] + cuts[:-1])
+    mass, middle = cuts[1:] - cuts[:-1], 0.5 * (cuts[1:] + cuts[:-1])
+    # Nothing infinite between points that share no quantile.
+    mass, middle = mass[mass > 0], middle[mass > 0]
     at_x = torch.searchsorted(ends_x, middle).clamp(max=n - 1)
     at_y = torch.searchsorted(ends_y, middle).clamp(max=m - 1)
-    return ((cuts[1:] - cuts[:-1]) * (xs[at_x] - ys[at_y]).abs() ** p).sum()
+    return (mass * (xs[at_x] - ys[at_y]).abs() ** p).sum()
 
 
 def lines_cost(
