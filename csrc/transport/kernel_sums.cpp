@@ -90,7 +90,7 @@ inline void add_forces(const C* x, const C* y, const C* terms, int64_t size, C* 
   }
 }
 
-template <PointKernel kKernel, bool kGradient, typename C>
+template <CloudKernel kKernel, bool kGradient, typename C>
 inline void add_terms(const C* r2, const KernelScale<C>* scales, int64_t count, C* terms) {
   for (int64_t s = 0; s < count; ++s) {
     const KernelScale<C> scale = scales[s];
@@ -100,19 +100,19 @@ inline void add_terms(const C* r2, const KernelScale<C>* scales, int64_t count, 
 }
 
 template <bool kGradient, typename C>
-inline void add_terms(PointKernel kernel, const C* r2, const KernelScale<C>* scales, int64_t count,
+inline void add_terms(CloudKernel kernel, const C* r2, const KernelScale<C>* scales, int64_t count,
                       C* terms) {
   switch (kernel) {
-    case PointKernel::gaussian:
-      return add_terms<PointKernel::gaussian, kGradient>(r2, scales, count, terms);
-    case PointKernel::laplacian:
-      return add_terms<PointKernel::laplacian, kGradient>(r2, scales, count, terms);
-    case PointKernel::energy:
-      return add_terms<PointKernel::energy, kGradient>(r2, scales, count, terms);
-    case PointKernel::imq:
-      return add_terms<PointKernel::imq, kGradient>(r2, scales, count, terms);
-    case PointKernel::rational:
-      return add_terms<PointKernel::rational, kGradient>(r2, scales, count, terms);
+    case CloudKernel::gaussian:
+      return add_terms<CloudKernel::gaussian, kGradient>(r2, scales, count, terms);
+    case CloudKernel::laplacian:
+      return add_terms<CloudKernel::laplacian, kGradient>(r2, scales, count, terms);
+    case CloudKernel::energy:
+      return add_terms<CloudKernel::energy, kGradient>(r2, scales, count, terms);
+    case CloudKernel::imq:
+      return add_terms<CloudKernel::imq, kGradient>(r2, scales, count, terms);
+    case CloudKernel::rational:
+      return add_terms<CloudKernel::rational, kGradient>(r2, scales, count, terms);
   }
 }
 

@@ -22,7 +22,7 @@ struct Shared {
   KernelScale<C> scales[kMostScales];
 };
 
-template <PointKernel kKernel, bool kGradient, typename C>
+template <CloudKernel kKernel, bool kGradient, typename C>
 __device__ __forceinline__ void add_terms(const C (&r2)[kTileColumns], const KernelScale<C>* scales,
                                           int64_t count, C (&terms)[kTileColumns]) {
   for (int64_t s = 0; s < count; ++s) {
@@ -112,20 +112,20 @@ __global__ void __launch_bounds__(kThreads, 4)
         }
       }
       switch (args.kernel) {
-        case PointKernel::gaussian:
-          add_terms<PointKernel::gaussian, kGradient>(r2, s.scales, args.scales, terms);
+        case CloudKernel::gaussian:
+          add_terms<CloudKernel::gaussian, kGradient>(r2, s.scales, args.scales, terms);
           break;
-        case PointKernel::laplacian:
-          add_terms<PointKernel::laplacian, kGradient>(r2, s.scales, args.scales, terms);
+        case CloudKernel::laplacian:
+          add_terms<CloudKernel::laplacian, kGradient>(r2, s.scales, args.scales, terms);
           break;
-        case PointKernel::energy:
-          add_terms<PointKernel::energy, kGradient>(r2, s.scales, args.scales, terms);
+        case CloudKernel::energy:
+          add_terms<CloudKernel::energy, kGradient>(r2, s.scales, args.scales, terms);
           break;
-        case PointKernel::imq:
-          add_terms<PointKernel::imq, kGradient>(r2, s.scales, args.scales, terms);
+        case CloudKernel::imq:
+          add_terms<CloudKernel::imq, kGradient>(r2, s.scales, args.scales, terms);
           break;
-        case PointKernel::rational:
-          add_terms<PointKernel::rational, kGradient>(r2, s.scales, args.scales, terms);
+        case CloudKernel::rational:
+          add_terms<CloudKernel::rational, kGradient>(r2, s.scales, args.scales, terms);
           break;
       }
 #pragma unroll
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(256, 4)
 
 template <typename C, bool kGradient>
 void launch_as(const KernelSumsArgs& args, cudaStream_t stream) {
-  const int64_t chunks = chunk_count(args.columns);
+  const int64_t chunks = column_chunks(args.columns);
   const int64_t units = args.batch * ceil_div(args.rows, int64_t{kThreads});
   const auto most = [](int64_t n, int64_t limit) { return n < limit ? n : limit; };
   if (chunks > 0) {

@@ -22,11 +22,11 @@
 
 namespace regkern::transport {
 
-enum class PointKernel { gaussian, laplacian, energy, imq, rational };
+enum class CloudKernel { gaussian, laplacian, energy, imq, rational };
 
 struct KernelSumsArgs {
   Dtype dtype;  // float32 or float64, of all that has no other type
-  PointKernel kernel;
+  CloudKernel kernel;
   bool gradient;       // F instead of S
   bool skip_diagonal;  // leaves out i = j; of S alone
   int64_t batch, rows, columns, size;
@@ -42,15 +42,15 @@ struct KernelSumsArgs {
 constexpr int kTileColumns = 8;
 constexpr int kSpanColumns = 64;
 constexpr int kMostScales = 32;
-constexpr int64_t kMostChunks = 8;
+constexpr int64_t kMostColumnChunks = 8;
 
 // A multiple of a span.
 REGKERN_HD int64_t chunk_columns(int64_t columns) {
-  const int64_t share = (columns + kMostChunks - 1) / kMostChunks;
+  const int64_t share = (columns + kMostColumnChunks - 1) / kMostColumnChunks;
   const int64_t spans = (share + kSpanColumns - 1) / kSpanColumns;
   return spans * kSpanColumns > 1024 ? spans * kSpanColumns : 1024;
 }
-REGKERN_HD int64_t chunk_count(int64_t columns) {
+REGKERN_HD int64_t column_chunks(int64_t columns) {
   const int64_t length = chunk_columns(columns);
   return (columns + length - 1) / length;
 }
@@ -62,49 +62,49 @@ struct KernelScale {
 };
 
 template <typename C>
-REGKERN_HD KernelScale<C> kernel_scale(PointKernel kernel, double s) {
+REGKERN_HD KernelScale<C> kernel_scale(CloudKernel kernel, double s) {
   switch (kernel) {
-    case PointKernel::gaussian:
+    case CloudKernel::gaussian:
       return {static_cast<C>(-0.5 / (s * s)), static_cast<C>(-1.0 / (s * s))};
-    case PointKernel::laplacian:
+    case CloudKernel::laplacian:
       return {static_cast<C>(-1.0 / s), C(0)};
-    case PointKernel::energy:
+    case CloudKernel::energy:
       return {C(0), C(0)};
-    case PointKernel::imq:
+    case CloudKernel::imq:
       return {static_cast<C>(s), C(0)};
     default:
       return {static_cast<C>(0.5 / s), static_cast<C>(-s)};
   }
 }
 
-REGKERN_HD float exp_or_zero(float x) { return choose(x < -87.0f, 0.0f, regkern::exp(x)); }
-REGKERN_HD double exp_or_zero(double x) { return choose(x < -700.0, 0.0, regkern::exp(x)); }
+REGKERN_HD float vanishing_exp(float x) { return choose(x < -87.0f, 0.0f, regkern::exp(x)); }
+REGKERN_HD double vanishing_exp(double x) { return choose(x < -700.0, 0.0, regkern::exp(x)); }
 
 // base^(−α) = (1 + r² / 2α)^(−α). The logarithm is one of finite numbers.
 template <typename C>
 REGKERN_HD C rational_power(C base, C exponent) {
-  const C power = exp_or_zero(exponent * regkern::log(base));
+  const C power = vanishing_exp(exponent * regkern::log(base));
   return choose(base < static_cast<C>(__builtin_inf()), power, C(1) / base);
 }
 
 // k, or φ, of a squared distance.
-template <PointKernel kKernel, bool kGradient, typename C>
+template <CloudKernel kKernel, bool kGradient, typename C>
 REGKERN_HD C kernel_term(C r2, const KernelScale<C>& s) {
-  if constexpr (kKernel == PointKernel::gaussian) {
+  if constexpr (kKernel == CloudKernel::gaussian) {
     // exp(−r² / 2σ²)
-    const C k = exp_or_zero(s.a * r2);
+    const C k = vanishing_exp(s.a * r2);
     return kGradient ? s.b * k : k;
-  } else if constexpr (kKernel == PointKernel::laplacian) {
+  } else if constexpr (kKernel == CloudKernel::laplacian) {
     // exp(−r / σ)
-    const C r = regkern::sqrt(r2), k = exp_or_zero(s.a * r);
+    const C r = regkern::sqrt(r2), k = vanishing_exp(s.a * r);
     if (!kGradient) return k;
     return choose(r2 == C(0), C(0), s.a * k / choose(r2 == C(0), C(1), r));
-  } else if constexpr (kKernel == PointKernel::energy) {
+  } else if constexpr (kKernel == CloudKernel::energy) {
     // −r
     const C r = regkern::sqrt(r2);
     if (!kGradient) return -r;
     return choose(r2 == C(0), C(0), C(-1) / choose(r2 == C(0), C(1), r));
-  } else if constexpr (kKernel == PointKernel::imq) {
+  } else if constexpr (kKernel == CloudKernel::imq) {
     // c / (c + r²)
     const C inverse = C(1) / (s.a + r2), k = s.a * inverse;
     return kGradient ? C(-2) * k * inverse : k;

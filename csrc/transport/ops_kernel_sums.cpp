@@ -28,7 +28,7 @@ Tensor sums(const char* op, const Tensor& x, const Tensor& y, const Tensor& w, c
   check.dtype(scale, "scale", ScalarType::Double, "float64");
   check.that(scale.dim() == 1 && scale.size(0) >= 1 && scale.size(0) <= kMostScales,
              "`scale` of one dimension and 1 to 32 elements", sizes_name(scale));
-  args.kernel = static_cast<PointKernel>(
+  args.kernel = static_cast<CloudKernel>(
       check.one_of(kernel, "kernel", {"gaussian", "laplacian", "energy", "imq", "rational"}));
   args.gradient = gradient;
   args.skip_diagonal = skip_diagonal;
@@ -42,7 +42,7 @@ Tensor sums(const char* op, const Tensor& x, const Tensor& y, const Tensor& w, c
   const Tensor out = gradient ? new_tensor(x, {args.batch, args.rows, args.size}, x.scalar_type())
                               : new_tensor(x, {args.batch, args.rows}, x.scalar_type());
   // The CPU keeps its sums for itself.
-  const int64_t places = kValuesReadable ? 0 : chunk_count(args.columns) * args.batch * args.rows;
+  const int64_t places = kValuesReadable ? 0 : column_chunks(args.columns) * args.batch * args.rows;
   const Tensor space = gradient ? new_tensor(x, {places * args.size}, x.scalar_type())
                                 : new_tensor(x, {places}, ScalarType::Double);
   args.x = xs.const_data_ptr();

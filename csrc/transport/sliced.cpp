@@ -52,7 +52,7 @@ void slopes_of(const SlicedSlopesArgs& args, int64_t slice) {
     const T* const y = static_cast<const T*>(lines.y) + slice * n;
     for (int64_t i = 0; i < n; ++i) {
       const double d = static_cast<double>(x[i]) - static_cast<double>(y[i]);
-      const T slope = static_cast<T>(g * slope_of(d, lines.power));
+      const T slope = static_cast<T>(g * distance_slope(d, lines.power));
       dx[order_x[i]] = slope;
       dy[order_y[i]] = -slope;
     }

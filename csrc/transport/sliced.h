@@ -93,18 +93,18 @@ REGKERN_HD double sum_over_quantiles(const Quantiles& own, const Quantiles& othe
 }
 
 // |d|^p, and p |d|^(p − 1) sgn d. The logarithm is one of finite numbers.
-REGKERN_HD double power_of(double d, double p) {
+REGKERN_HD double distance_power(double d, double p) {
   const double a = fabs(d);
   if (p == 1.0) return a;
   if (p == 2.0) return a * a;
   const double power = regkern::exp(p * regkern::log(choose(a > 0.0, a, 1.0)));
   return choose(a == 0.0, 0.0, choose(a < __builtin_inf(), power, a));
 }
-REGKERN_HD double slope_of(double d, double p) {
+REGKERN_HD double distance_slope(double d, double p) {
   if (p == 2.0) return 2.0 * d;
   const double sign = d > 0.0 ? 1.0 : d < 0.0 ? -1.0 : d - d;
   if (p == 1.0) return sign;
-  return p * power_of(d, p - 1.0) * sign;
+  return p * distance_power(d, p - 1.0) * sign;
 }
 
 template <typename T>
@@ -116,8 +116,9 @@ REGKERN_HD double slice_term(const SlicedArgs& args, int64_t slice, int64_t i) {
   const T* const x = static_cast<const T*>(args.x) + slice * args.rows;
   const T* const y = static_cast<const T*>(args.y) + slice * args.columns;
   const double here = static_cast<double>(x[i]);
-  return sum_over_quantiles(
-      a, b, i, [=](int64_t j) { return power_of(here - static_cast<double>(y[j]), args.power); });
+  return sum_over_quantiles(a, b, i, [=](int64_t j) {
+    return distance_power(here - static_cast<double>(y[j]), args.power);
+  });
 }
 
 // The slope of a slice's cost by element i of x, or of y.
@@ -132,7 +133,7 @@ REGKERN_HD double slice_slope(const SlicedArgs& args, int64_t slice, int64_t i) 
   const double here = static_cast<double>(kOfX ? x[i] : y[i]);
   const T* const there = kOfX ? y : x;
   return sum_over_quantiles(kOfX ? a : b, kOfX ? b : a, i, [=](int64_t j) {
-    return slope_of(here - static_cast<double>(there[j]), args.power);
+    return distance_slope(here - static_cast<double>(there[j]), args.power);
   });
 }
 
