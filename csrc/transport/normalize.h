@@ -9,7 +9,8 @@
 //     K = e^(logits − row maximum), or the positive matrix that is given
 //     u_t = a / (K v_{t−1}),   v_t = b / (Kᵀ u_t),   P = u_T K v_T
 //
-// and with ε > 0, as the authors of manifold-constrained hyper-connections have it, with K = softmax
+// and with ε > 0, as the authors of manifold-constrained hyper-connections have it, with K =
+// softmax
 // + ε in place of the first step on rows,
 //
 //     u_t = a u_{t−1} / (u_{t−1} (K v_{t−1}) + ε),   and v_t likewise
@@ -67,9 +68,9 @@ struct NormalizeBackwardArgs {
 
 // A problem as the kernels see it: what is normalised first are its rows.
 struct NormalizeShape {
-  int n, m;                      // with the slack
-  int inner_n, inner_m;          // without
-  int64_t x_row, x_column, x_of; // strides of x, and its elements by problem
+  int n, m;                       // with the slack
+  int inner_n, inner_m;           // without
+  int64_t x_row, x_column, x_of;  // strides of x, and its elements by problem
   int64_t y_row, y_column, y_of;
 };
 
@@ -135,8 +136,8 @@ template <typename C>
 REGKERN_HD C log_or_none(C x) {
   const bool plain = x > C(0) && x < static_cast<C>(__builtin_inf());
   const C value = regkern::log(choose(plain, x, C(1)));
-  const C other = choose(x == C(0), no_logit<C>(),
-                         choose(x > C(0), x, static_cast<C>(__builtin_nan(""))));
+  const C other =
+      choose(x == C(0), no_logit<C>(), choose(x > C(0), x, static_cast<C>(__builtin_nan(""))));
   return choose(plain, value, other);
 }
 

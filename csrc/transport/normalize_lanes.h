@@ -229,12 +229,48 @@ void iterate_lanes(const LaneProblem<C>& p, bool keep) {
   }
 }
 
+// The same for N x N problems whose weights are all 1, in registers as far as they go.
+template <int N, typename C>
+void iterate_square(const LaneProblem<C>& p, bool keep) {
+  using V = Lanes<C>;
+  const V one = all_lanes(C(1));
+  V u[N], v[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) u[j] = v[j] = one;
+  V *to_u = p.u, *to_v = p.v;
+  const auto store = [&] {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) to_u[j] = u[j];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) to_v[j] = v[j];
+  };
+  if (keep) store();
+  for (int t = 1; t <= p.n_iter; ++t) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) u[i] = one / row_product<N>(p, v, i);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) v[j] = one / column_product<N>(p, u, j);
+    if (!keep) continue;
+    to_u += N;
+    to_v += N;
+    store();
+  }
+  if (!keep) store();
+}
+
+// Whether iterate_square and descend_square do it.
 template <typename C>
-void iterate_lanes(const LaneProblem<C>& p, bool keep) {
+bool is_square(const NormalizeArgs& args, const LaneProblem<C>& p, int n) {
+  return sizeof(C) == sizeof(float) && p.n == n && p.m == n && !p.guarded && args.a == nullptr &&
+         args.b == nullptr && !args.has_slack;
+}
+
+template <typename C>
+void iterate_lanes(const NormalizeArgs& args, const LaneProblem<C>& p, bool keep) {
   if (p.guarded) return iterate_lanes<0, true>(p, keep);
   if constexpr (sizeof(C) == sizeof(float)) {
-    if (p.n == 4 && p.m == 4) return iterate_lanes<4, false>(p, keep);
-    if (p.n == 8 && p.m == 8) return iterate_lanes<8, false>(p, keep);
+    if (is_square(args, p, 4)) return iterate_square<4>(p, keep);
+    if (is_square(args, p, 8)) return iterate_square<8>(p, keep);
   }
   iterate_lanes<0, false>(p, keep);
 }
@@ -297,7 +333,7 @@ void normalize_lanes(const NormalizeArgs& args, const NormalizeShape& shape) {
       const int64_t first = block * kL;
       const int live = static_cast<int>(args.count - first < kL ? args.count - first : kL);
       load_problem(args, shape, first, live, buffer.data(), p);
-      iterate_lanes(p, false);
+      iterate_lanes(args, p, false);
       mark_lanes(args, p, p.u, p.v, first, live);
       if (args.log_output) {
         if (!args.logits || p.guarded) {
@@ -328,7 +364,7 @@ void normalize_lanes(const NormalizeArgs& args, const NormalizeShape& shape) {
 // What the gradient needs besides.
 template <typename C>
 struct LaneGradient {
-  Lanes<C>*g, *slope;            // (n, m): of the output, and by k
+  Lanes<C>*g, *slope;  // (n, m): of the output, and by k
   Lanes<C>*inverse_a, *inverse_b;
   Lanes<C>*phi, *gamma, *s, *r;  // (n), (m), (m), (n)
   Lanes<C>*da, *db;
@@ -370,12 +406,56 @@ void descend_lanes(const LaneProblem<C>& p, const LaneGradient<C>& d) {
   }
 }
 
+// For N x N problems whose weights are all 1. s and r are kept, so that a row of the slopes stays
+// in registers while all of their products are taken from it.
+template <int N, typename C>
+void descend_square(const LaneProblem<C>& p, const LaneGradient<C>& d) {
+  using V = Lanes<C>;
+  V phi[N], gamma[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    phi[j] = d.phi[j];
+    gamma[j] = d.gamma[j];
+  }
+  for (int t = p.n_iter; t > 0; --t) {
+    const V *u = p.u + t * N, *v = p.v + t * N;
+    V s[N], r[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) s[j] = gamma[j] * v[j];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      r[i] = (phi[i] - u[i] * row_product<N>(p, s, i)) * u[i];
+      phi[i] = V{};
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) gamma[j] = V{} - v[j - N] * column_product<N>(p, r, j);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      d.s[t * N + j] = s[j];
+      d.r[t * N + j] = r[j];
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    V slope[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) slope[j] = d.slope[i * N + j];
+    for (int t = p.n_iter; t > 0; --t) {
+      const V u = p.u[t * N + i], r = d.r[t * N + i];
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j)
+        slope[j] = (slope[j] - u * d.s[t * N + j]) - r * p.v[(t - 1) * N + j];
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) d.slope[i * N + j] = slope[j];
+  }
+}
+
 template <typename C>
-void descend_lanes(const LaneProblem<C>& p, const LaneGradient<C>& d) {
+void descend_lanes(const NormalizeArgs& args, const LaneProblem<C>& p, const LaneGradient<C>& d) {
   if (p.guarded) return descend_lanes<0, true>(p, d);
   if constexpr (sizeof(C) == sizeof(float)) {
-    if (p.n == 4 && p.m == 4) return descend_lanes<4, false>(p, d);
-    if (p.n == 8 && p.m == 8) return descend_lanes<8, false>(p, d);
+    if (is_square(args, p, 4)) return descend_square<4>(p, d);
+    if (is_square(args, p, 8)) return descend_square<8>(p, d);
   }
   descend_lanes<0, false>(p, d);
 }
@@ -413,7 +493,8 @@ void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeS
   const int64_t blocks = (args.count + kL - 1) / kL;
   const int64_t work = static_cast<int64_t>(n) * m * args.n_iter * kL * 4;
   parallel_for(blocks, 1 + (int64_t{1} << 17) / (work + 1), [&](int64_t begin, int64_t end) {
-    LaneSpace<C> space(lane_problem_size(shape, args.n_iter + 1) + 2 * n * m + 4 * (n + m));
+    LaneSpace<C> space(lane_problem_size(shape, args.n_iter + 1) + 2 * n * m +
+                       (args.n_iter + 4) * (n + m));
     const Scratch<C> buffer(kL * shape.y_of + kBlock);
     const LaneProblem<C> p = lane_problem(args, shape, true, space);
     LaneGradient<C> d{};
@@ -423,8 +504,8 @@ void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeS
     d.inverse_b = space.take(m);
     d.phi = space.take(n);
     d.gamma = space.take(m);
-    d.s = space.take(m);
-    d.r = space.take(n);
+    d.s = space.take((args.n_iter + 1) * m);
+    d.r = space.take((args.n_iter + 1) * n);
     d.da = space.take(n);
     d.db = space.take(m);
     const V *u = p.u + args.n_iter * n, *v = p.v + args.n_iter * m;
@@ -432,7 +513,7 @@ void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeS
       const int64_t first = block * kL;
       const int live = static_cast<int>(args.count - first < kL ? args.count - first : kL);
       load_problem(args, shape, first, live, buffer.data(), p);
-      iterate_lanes(p, true);
+      iterate_lanes(args, p, true);
       mark_lanes(args, p, u, v, first, live);
       dispatch_floating(args.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -464,7 +545,7 @@ void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeS
             d.gamma[j] = d.gamma[j] + along;
           }
         }
-      descend_lanes(p, d);
+      descend_lanes(args, p, d);
       finish_lanes(args, p, d);
       if (args.scale != nullptr)
         for (int l = 0; l < live; ++l) {

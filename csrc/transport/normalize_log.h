@@ -76,8 +76,7 @@ void iterate_logarithms(const RowProblem<C>& p, bool keep, C* most) {
       return row;
     });
     for (int64_t j = 0; j < ld; ++j)
-      next_g[j] = p.b[j] == C(0) ? none
-                                 : log_or_none(p.b[j]) - (most[j] + log_or_none(p.total[j]));
+      next_g[j] = p.b[j] == C(0) ? none : log_or_none(p.b[j]) - (most[j] + log_or_none(p.total[j]));
     f = next_f;
     g = next_g;
   }

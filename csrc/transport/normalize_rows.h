@@ -28,12 +28,21 @@ class RowSpace {
   LaneSpace<C> lanes_;
 };
 
-template <typename C>
-inline C fold_lanes(C* lanes) {
+// Of all lanes of a sum.
+template <typename C, int N>
+inline C fold_lanes(Lanes<C> (&lanes)[N]) {
+  constexpr int kL = kLanesOf<C>;
+  static_assert(N * kL == kNormalizeLanes);
 #pragma GCC unroll 8
-  for (int half = kNormalizeLanes / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-  return lanes[0];
+  for (int half = N / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int v = 0; v < half; ++v) lanes[v] = lanes[v] + lanes[v + half];
+  alignas(kRegisterBytes) C each[kL];
+  *reinterpret_cast<Lanes<C>*>(each) = lanes[0];
+#pragma GCC unroll 8
+  for (int half = kL / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) each[j] += each[j + half];
+  return each[0];
 }
 
 template <typename C>
@@ -63,13 +72,8 @@ inline void dot_rows(const C* k, int64_t ld, const C* x, C* sums) {
       for (int r = 0; r < R; ++r)
         lanes[r][v] = lanes[r][v] + lanes_at(k + r * ld + j + v * kL) * factor;
     }
-  alignas(64) C each[kNormalizeLanes];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kV; ++v) lanes_at(each + v * kL) = lanes[r][v];
-    sums[r] = fold_lanes(each);
-  }
+  for (int r = 0; r < R; ++r) sums[r] = fold_lanes<C>(lanes[r]);
 }
 
 // total ← Σ_i w_i k_i with w_i = weigh(i, Σ_j k_ij x_j).
@@ -112,11 +116,12 @@ inline void pass_rows(const C* k, int n, int64_t ld, const C* x, C* chunk, C* to
 // Σ_j x_j of one row, and total ← Σ_i x_i where `row(i)` gives x_i.
 template <typename C>
 inline C sum_row(const C* x, int64_t ld) {
-  alignas(64) C lanes[kNormalizeLanes] = {};
+  constexpr int kV = kSumVectors<C>;
+  Lanes<C> lanes[kV] = {};
   for (int64_t j = 0; j < ld; j += kNormalizeLanes)
-#pragma omp simd
-    for (int l = 0; l < kNormalizeLanes; ++l) lanes[l] += x[j + l];
-  return fold_lanes(lanes);
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) lanes[v] = lanes[v] + lanes_at(x + j + v * kLanesOf<C>);
+  return fold_lanes<C>(lanes);
 }
 template <typename C, typename F>
 inline void sum_rows(int n, int64_t ld, C* chunk, C* total, F&& row) {
@@ -140,9 +145,9 @@ struct RowProblem {
   int64_t ld;
   bool guarded, softmax;
   C eps, scale;
-  C *k, *shifted;      // (n, ld): k, and logarithms of it or the softmax
-  C *a, *b;            // (n), (ld)
-  C *u, *v;            // (n_iter + 1, n), (n_iter + 1, ld), or one of each
+  C *k, *shifted;          // (n, ld): k, and logarithms of it or the softmax
+  C *a, *b;                // (n), (ld)
+  C *u, *v;                // (n_iter + 1, n), (n_iter + 1, ld), or one of each
   C *chunk, *total, *row;  // (ld)
 };
 
@@ -282,8 +287,7 @@ void iterate_rows(const RowProblem<C>& p, bool keep) {
       for (int64_t j = 0; j < ld; ++j) next_v[j] = next_scaling(b[j], v[j], total[j], eps, true);
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < ld; ++j)
-        next_v[j] = choose(b[j] == C(0), C(0), b[j] / total[j]);
+      for (int64_t j = 0; j < ld; ++j) next_v[j] = choose(b[j] == C(0), C(0), b[j] / total[j]);
     }
     u = next_u;
     v = next_v;
@@ -351,11 +355,11 @@ void normalize_rows(const NormalizeArgs& args, const NormalizeShape& shape) {
 
 template <typename C>
 struct RowGradient {
-  C *slope;                    // (n, ld)
-  C *inverse_a, *inverse_b;    // (n), (ld)
-  C *phi, *gamma;              // (n), (ld)
-  C *s, *r;                    // (n_iter + 1, ld), (n_iter + 1, n)
-  C *da, *db;                  // (n), (ld)
+  C* slope;                  // (n, ld)
+  C *inverse_a, *inverse_b;  // (n), (ld)
+  C *phi, *gamma;            // (n), (ld)
+  C *s, *r;                  // (n_iter + 1, ld), (n_iter + 1, n)
+  C *da, *db;                // (n), (ld)
 };
 
 template <typename C>

@@ -44,9 +44,7 @@ MaybeTensor numbers(const Checks& check, const MaybeTensor& t, const char* name,
   return row_major(*t);
 }
 
-const void* pointer(const MaybeTensor& t) {
-  return t.has_value() ? t->const_data_ptr() : nullptr;
-}
+const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 
 NormalizeInputs inputs_of(const Checks& check, const Tensor& x, const MaybeTensor& a,
                           const MaybeTensor& b, const MaybeTensor& slack, const MaybeTensor& scale,
@@ -101,8 +99,8 @@ Tensor sinkhorn_normalize(const Tensor& x, const MaybeTensor& a, const MaybeTens
                           const MaybeTensor& slack, const MaybeTensor& scale, int64_t n_iter,
                           double eps, std::string order, bool logits, bool log_output) {
   const Checks check("sinkhorn_normalize");
-  NormalizeInputs in = inputs_of(check, x, a, b, slack, scale, n_iter, eps, order, logits,
-                                 log_output, false);
+  NormalizeInputs in =
+      inputs_of(check, x, a, b, slack, scale, n_iter, eps, order, logits, log_output, false);
   const int64_t s = in.args.has_slack ? 1 : 0;
   const Tensor y = new_tensor(x, {x.size(0), x.size(1) + s, x.size(2) + s}, x.scalar_type());
   if (is_empty(in.args)) return y;
@@ -116,8 +114,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sinkhorn_normalize_backward(
     const MaybeTensor& slack, const MaybeTensor& scale, int64_t n_iter, double eps,
     std::string order, bool logits, bool log_output) {
   const Checks check("sinkhorn_normalize_backward");
-  NormalizeInputs in = inputs_of(check, x, a, b, slack, scale, n_iter, eps, order, logits,
-                                 log_output, true);
+  NormalizeInputs in =
+      inputs_of(check, x, a, b, slack, scale, n_iter, eps, order, logits, log_output, true);
   const NormalizeArgs& args = in.args;
   const int64_t s = args.has_slack ? 1 : 0;
   check.same_device(g, "g", x);
@@ -149,11 +147,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sinkhorn_normalize_backward(
 #if !defined(REGKERN_CUDA)
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
-      "sinkhorn_normalize(Tensor x, Tensor? a, Tensor? b, Tensor? slack, Tensor? scale, int n_iter, "
+      "sinkhorn_normalize(Tensor x, Tensor? a, Tensor? b, Tensor? slack, Tensor? scale, int "
+      "n_iter, "
       "float eps, str order, bool logits, bool log_output) -> Tensor");
   m.def(
-      "sinkhorn_normalize_backward(Tensor g, Tensor x, Tensor? a, Tensor? b, Tensor? slack, Tensor? "
-      "scale, int n_iter, float eps, str order, bool logits, bool log_output) -> (Tensor dx, Tensor "
+      "sinkhorn_normalize_backward(Tensor g, Tensor x, Tensor? a, Tensor? b, Tensor? slack, "
+      "Tensor? "
+      "scale, int n_iter, float eps, str order, bool logits, bool log_output) -> (Tensor dx, "
+      "Tensor "
       "da, Tensor db, Tensor dslack)");
 }
 #endif
