@@ -187,13 +187,15 @@ REGKERN_HD bool left_range(C u, C v) {
 // ---- what the GPU works in ----
 
 constexpr int64_t kNormalizeShared = int64_t{96} << 10;  // bytes that any GPU grants a block
+constexpr int kTeamThreads = 16, kTeamsOfBlock = 8;      // of problems with short sides
 constexpr int64_t kShortTeams = 8192, kLongTeams = 384;  // problems at once
 
 REGKERN_HD int64_t normalize_teams(int64_t count, const NormalizeShape& shape) {
-  const int64_t most = has_short_sides(shape) ? kShortTeams : kLongTeams;
-  return count < most ? count : most;
+  if (!has_short_sides(shape)) return count < kLongTeams ? count : kLongTeams;
+  const int64_t teams = count < kShortTeams ? count : kShortTeams;
+  return (teams + kTeamsOfBlock - 1) / kTeamsOfBlock * kTeamsOfBlock;
 }
-// Elements of the matrix, whose rows are an odd number of elements apart where threads have rows.
+// Threads that have rows want these an odd number of elements apart.
 REGKERN_HD int64_t normalize_stride(const NormalizeShape& shape) {
   return has_short_sides(shape) ? shape.m | 1 : shape.m;
 }
@@ -202,7 +204,7 @@ REGKERN_HD int64_t normalize_chunks(const NormalizeShape& shape) {
 }
 // Vectors of rows, of columns, and parts of the sums of columns.
 REGKERN_HD int64_t normalize_vectors(const NormalizeShape& shape) {
-  return 7 * static_cast<int64_t>(shape.n) + (6 + normalize_chunks(shape)) * shape.m;
+  return 6 * static_cast<int64_t>(shape.n) + (4 + normalize_chunks(shape)) * shape.m;
 }
 REGKERN_HD int64_t normalize_memory(const NormalizeShape& shape) {
   return shape.n * normalize_stride(shape) + normalize_vectors(shape);
@@ -215,7 +217,7 @@ REGKERN_HD bool fits_shared(const NormalizeArgs& args, const NormalizeShape& sha
   const int64_t size = args.dtype == Dtype::float64 ? 8 : 4;
   return normalize_memory(shape) * size <= kNormalizeShared;
 }
-// Of a team: its history, and then what it works in.
+// Of a team: its history, and then what it works in, or the vectors for the log domain.
 REGKERN_HD int64_t normalize_team_space(const NormalizeArgs& args, const NormalizeShape& shape,
                                         bool backward) {
   return (backward ? normalize_history(args, shape) : 0) +

@@ -524,11 +524,11 @@ void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeS
       const V one = all_lanes(C(1));
       for (int i = 0; i < n; ++i) {
         d.inverse_a[i] = inverse_weight(p.a[i], one);
-        d.phi[i] = d.da[i] = V{};
+        d.da[i] = V{};
       }
       for (int j = 0; j < m; ++j) {
         d.inverse_b[j] = inverse_weight(p.b[j], one);
-        d.gamma[j] = d.db[j] = V{};
+        d.db[j] = V{};
       }
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < m; ++j) {
@@ -536,13 +536,13 @@ void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeS
           if (args.log_output) {
             g = (p.a[i] == V{} || p.b[j] == V{}) ? V{} : g;
             d.slope[i * m + j] = V{};
-            d.phi[i] = d.phi[i] + g;
-            d.gamma[j] = d.gamma[j] + g;
+            d.phi[i] = j == 0 ? g : d.phi[i] + g;
+            d.gamma[j] = i == 0 ? g : d.gamma[j] + g;
           } else {
             const V slope = g * u[i] * v[j], along = slope * p.k[i * m + j];
             d.slope[i * m + j] = slope;
-            d.phi[i] = d.phi[i] + along;
-            d.gamma[j] = d.gamma[j] + along;
+            d.phi[i] = j == 0 ? along : d.phi[i] + along;
+            d.gamma[j] = i == 0 ? along : d.gamma[j] + along;
           }
         }
       descend_lanes(args, p, d);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "transport/normalize_lanes.h"
 
 // Problems of more than 16 rows or columns on the CPU, and all that are done in the log domain: one
@@ -28,21 +30,29 @@ class RowSpace {
   LaneSpace<C> lanes_;
 };
 
-// Of all lanes of a sum.
+// The sum of W lanes, or of N vectors of them, in halves. Recursions and not loops: with an index
+// that is not constant the sums would live in memory.
+template <int W, typename V, int... kLow>
+inline auto fold_vector(const V& x, std::integer_sequence<int, kLow...>) {
+  if constexpr (W == 2) {
+    return x[0] + x[1];
+  } else {
+    const auto half =
+        __builtin_shufflevector(x, x, kLow...) + __builtin_shufflevector(x, x, (kLow + W / 2)...);
+    return fold_vector<W / 2>(half, std::make_integer_sequence<int, W / 4>{});
+  }
+}
 template <typename C, int N>
-inline C fold_lanes(Lanes<C> (&lanes)[N]) {
-  constexpr int kL = kLanesOf<C>;
-  static_assert(N * kL == kNormalizeLanes);
+inline C fold_lanes(const Lanes<C> (&lanes)[N]) {
+  if constexpr (N == 1) {
+    constexpr int kL = kLanesOf<C>;
+    return fold_vector<kL>(lanes[0], std::make_integer_sequence<int, kL / 2>{});
+  } else {
+    Lanes<C> half[N / 2];
 #pragma GCC unroll 8
-  for (int half = N / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int v = 0; v < half; ++v) lanes[v] = lanes[v] + lanes[v + half];
-  alignas(kRegisterBytes) C each[kL];
-  *reinterpret_cast<Lanes<C>*>(each) = lanes[0];
-#pragma GCC unroll 8
-  for (int half = kL / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) each[j] += each[j + half];
-  return each[0];
+    for (int v = 0; v < N / 2; ++v) half[v] = lanes[v] + lanes[v + N / 2];
+    return fold_lanes<C>(half);
+  }
 }
 
 template <typename C>
