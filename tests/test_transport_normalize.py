@@ -103,10 +103,11 @@ def test_masks_and_lengths() -> None:
     x = draw(3, 5, 6).requires_grad_()
     lengths, widths = torch.tensor([2, 5, 0]), torch.tensor([3, 6, 0])
     y = sinkhorn_normalize(x, rows=lengths, columns=widths)
+    plan = y.detach()
     close(y[0, :2, :3], sinkhorn_normalize(x[0, :2, :3]))
-    assert float(y[0, 2:].abs().max()) == float(y[0, :, 3:].abs().max()) == 0
+    assert float(plan[0, 2:].abs().max()) == float(plan[0, :, 3:].abs().max()) == 0
     close(y[1], sinkhorn_normalize(x[1]))
-    assert float(y[2].detach().abs().max()) == 0
+    assert float(plan[2].abs().max()) == 0
     mask = torch.arange(5) < lengths.unsqueeze(1)
     close(sinkhorn_normalize(x, rows=mask, columns=widths), y)
     (g,) = torch.autograd.grad((y * draw(3, 5, 6, salt=1)).sum(), x)

@@ -247,7 +247,8 @@ def _flat(t: Tensor | None, x: Tensor) -> Tensor | None:
     t = t.to(compute_dtype(x))
     if t.dim() == 1:
         return t
-    return t.expand(*x.shape[:-2], t.shape[-1]).reshape(-1, t.shape[-1])
+    t = t.expand(*x.shape[:-2], t.shape[-1])
+    return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
 
 
 # ---- public functions ----
@@ -367,7 +368,7 @@ def sinkhorn_normalize(
     if rows is not None or columns is not None:
         wide = torch.empty((n + s, m + s), dtype=compute_dtype(x), device=x.device)
         a, b = definition.weights_of(wide, a, b, rows, columns, slack is not None)
-    flat = x.reshape(-1, n, m)
+    flat = x.unsqueeze(0) if x.dim() == 2 else x.flatten(0, -3)
     arguments = (_flat(a, x), _flat(b, x), z, scale, n_iter, eps, order, log_input, log_output)
     if gradient == "implicit":
         if slack is not None or not log_input or log_output or eps != 0.0:
