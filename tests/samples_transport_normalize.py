@@ -61,7 +61,9 @@ def _sample(
 
 SAMPLES: list[Sample] = [
     _sample("square", ((5, 4, 4),), dtypes=(*_PRECISE, torch.bfloat16, torch.float16), n_iter=5),
-    _sample("weights", ((3, 3, 5), (3, 3), (3, 5), (3,)), _weighted, n_iter=4, order="column_first"),
+    _sample(
+        "weights", ((3, 3, 5), (3, 3), (3, 5), (3,)), _weighted, n_iter=4, order="column_first"
+    ),
     _sample("slack", ((2, 3, 5), (2,)), _masked, n_iter=3, log_output=True),
     _sample("guarded", ((2, 4, 3),), n_iter=3, eps=1e-2),
     _sample("rows", ((2, 5, 18), (2, 5), (2, 18), (2,)), _weighted, n_iter=3),

@@ -1,5 +1,6 @@
 #include "transport/normalize.h"
 #include "transport/normalize_log.cuh"
+#include "transport/normalize_square.cuh"
 #include "transport/normalize_team.cuh"
 
 namespace regkern::cuda {
@@ -261,8 +262,11 @@ void sinkhorn_normalize(const NormalizeArgs& args, Context context) {
   dispatch_teams(args, shape, [&](auto zero, auto narrow_sides) {
     using C = decltype(zero);
     constexpr bool kShort = decltype(narrow_sides)::value;
-    RK_LAUNCH((normalize_kernel<C, kShort>), (team_blocks<C, kShort>(args, shape)),
-              kThreadsOf<kShort>, (team_bytes<C, kShort>(args, shape)), stream, args);
+    if (is_square(args, shape))
+      launch_square(args, shape, stream);
+    else
+      RK_LAUNCH((normalize_kernel<C, kShort>), (team_blocks<C, kShort>(args, shape)),
+                kThreadsOf<kShort>, (team_bytes<C, kShort>(args, shape)), stream, args);
     if (args.eps == 0.0) launch_logarithms<C>(args, shape, stream);
   });
 }
@@ -274,8 +278,11 @@ void sinkhorn_normalize_backward(const NormalizeBackwardArgs& all, Context conte
   dispatch_teams(args, shape, [&](auto zero, auto narrow_sides) {
     using C = decltype(zero);
     constexpr bool kShort = decltype(narrow_sides)::value;
-    RK_LAUNCH((normalize_backward_kernel<C, kShort>), (team_blocks<C, kShort>(args, shape)),
-              kThreadsOf<kShort>, (team_bytes<C, kShort>(args, shape)), stream, all);
+    if (is_square(args, shape))
+      launch_square_backward(all, shape, stream);
+    else
+      RK_LAUNCH((normalize_backward_kernel<C, kShort>), (team_blocks<C, kShort>(args, shape)),
+                kThreadsOf<kShort>, (team_bytes<C, kShort>(args, shape)), stream, all);
     if (args.eps == 0.0) launch_logarithms_backward<C>(all, shape, stream);
   });
 }

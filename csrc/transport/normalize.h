@@ -47,8 +47,8 @@ struct NormalizeArgs {
   bool has_slack;
   double eps;
   const void* x;
-  // Of the compute type, by problem unless the stride is 0. Null: 1, and as much in columns as in
-  // rows. a belongs to the side that is normalised first.
+  // Of the compute type, by problem unless the stride is 0. Null, of stride −1: 1, and as much in
+  // columns as in rows. a belongs to the side that is normalised first.
   const void *a, *b;
   int64_t a_stride, b_stride;
   const void* slack;  // null without one
@@ -223,9 +223,29 @@ REGKERN_HD int64_t normalize_team_space(const NormalizeArgs& args, const Normali
   return (backward ? normalize_history(args, shape) : 0) +
          (fits_shared(args, shape) ? normalize_vectors(shape) : normalize_memory(shape));
 }
+
+// 4 x 4 and 8 x 8 problems whose weights are all 1: a thread has one in its registers.
+constexpr int kSquareThreads = 128;
+constexpr int64_t kSquareSlots = int64_t{1} << 16;  // problems at once
+
+REGKERN_HD bool is_square(const NormalizeArgs& args, const NormalizeShape& shape) {
+  return args.dtype != Dtype::float64 && shape.n == shape.m && (shape.n == 4 || shape.n == 8) &&
+         args.a_stride < 0 && args.b_stride < 0 && !args.has_slack;
+}
+REGKERN_HD int64_t square_slots(int64_t count) {
+  const int64_t held = count < kSquareSlots ? count : kSquareSlots;
+  return (held + kSquareThreads - 1) / kSquareThreads * kSquareThreads;
+}
+
 REGKERN_HD int64_t normalize_space(const NormalizeArgs& args, const NormalizeShape& shape,
                                    bool backward) {
-  return normalize_teams(args.count, shape) * normalize_team_space(args, shape, backward);
+  const int64_t teams =
+      normalize_teams(args.count, shape) * normalize_team_space(args, shape, backward);
+  if (!backward || !is_square(args, shape)) return teams;
+  // All u and v of every thread.
+  const int64_t squares =
+      square_slots(args.count) * (static_cast<int64_t>(args.n_iter) + 1) * 2 * shape.n;
+  return squares > teams ? squares : teams;
 }
 
 }  // namespace regkern::transport

@@ -20,6 +20,7 @@ struct NormalizeInputs {
 
 MaybeTensor weights(const Checks& check, const MaybeTensor& t, const char* name, const Tensor& x,
                     Dtype dtype, int64_t count, int64_t n, int64_t* stride) {
+  *stride = -1;
   if (!t.has_value()) return std::nullopt;
   check.same_device(*t, name, x);
   check.dtype(*t, name, compute_type(dtype), "the compute type");
@@ -79,7 +80,7 @@ NormalizeInputs inputs_of(const Checks& check, const Tensor& x, const MaybeTenso
   in.scale = numbers(check, scale, "scale", x, args.dtype, args.count, &in.args.scale_stride);
   in.redo = new_tensor(x, {args.count}, ScalarType::Byte);
   in.args.redo = mutable_data<uint8_t>(in.redo);
-  const int64_t room = kValuesReadable ? 0 : normalize_space(args, shape, backward);
+  const int64_t room = kValuesReadable ? 0 : normalize_space(in.args, shape, backward);
   in.space = new_tensor(x, {room}, compute_type(args.dtype));
   in.args.space = in.space.mutable_data_ptr();
   in.args.x = in.x.const_data_ptr();

@@ -45,7 +45,7 @@ class SinkhornNormalize(nn.Module):
         if learn_slack and slack is None:
             raise ValueError("regkern.SinkhornNormalize: expected `slack` to learn, got None")
         value = None if slack is None else torch.tensor(float(slack))
-        if learn_slack:
+        if learn_slack and value is not None:
             self.slack = nn.Parameter(value)
         else:
             self.register_buffer("slack", value)

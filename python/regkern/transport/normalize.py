@@ -294,8 +294,8 @@ def sinkhorn_normalize(
         Which rows and columns there are: bool masks (..., n), (..., m), or integer lengths (...).
     slack : float or Tensor, optional
         A row and a column of this logit beside the others, for what has no partner; one number, or
-        one by problem. The result is (..., n + 1, m + 1). Unless weights are given, rows and columns
-        weigh 1, and each slack as much as the whole other side.
+        one by problem. The result is (..., n + 1, m + 1). Unless weights are given, rows and
+        columns weigh 1, and each slack as much as the whole other side.
     tau : float or Tensor
         Temperature of the logits; one number, or one by problem.
     eps : float

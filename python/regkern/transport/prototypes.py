@@ -59,12 +59,13 @@ def sinkhorn_assign(
         raise ValueError(f"regkern.{op}: expected `scores` (B, K), got {tuple(scores.shape)}")
     if not eps > 0:
         raise ValueError(f"regkern.{op}: expected `eps` greater than 0, got {eps}")
-    if group is None:
-        return sinkhorn_normalize(scores, n_iter, tau=eps, order="column_first")
     checks.at_least(op, "n_iter", n_iter, 1)
+    if group is None and scores.device.type == "cpu":
+        return sinkhorn_normalize(scores, n_iter, tau=eps, order="column_first")
+    # One large problem does not fill a GPU from one block: plain passes over all of it do.
     logits = scores.to(compute_dtype(scores)) / eps
     count = logits.new_full((), scores.shape[0])
-    dist.all_reduce(count, group=group)
+    _reduce(count, group)
     share = (count / scores.shape[1]).log()
     f = logits.new_zeros(scores.shape[0])
     g = logits.new_zeros(scores.shape[1])
@@ -75,12 +76,17 @@ def sinkhorn_assign(
 
 
 def _reduced_logsumexp(x: Tensor, group: Any) -> Tensor:
-    """Over the rows of all processes."""
+    """Over the rows of all processes, or of this one where there is no group."""
     most = x.new_full((x.shape[1],), -torch.inf) if x.shape[0] == 0 else x.amax(0)
-    dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+    _reduce(most, group, largest=True)
     total = (x - most).exp().sum(0)
-    dist.all_reduce(total, group=group)
+    _reduce(total, group)
     return most + total.log()
+
+
+def _reduce(x: Tensor, group: Any, largest: bool = False) -> None:
+    if group is not None:
+        dist.all_reduce(x, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
 
 
 def depict_target(p: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ def sinkhorn_normalize(
     """As `regkern.sinkhorn_normalize`."""
     if slack is not None:
         x = with_slack(x, slack)
-    n, m = x.shape[-2:]
     a, b = weights_of(x, a, b, rows, columns, slack is not None)
     if order == "column_first":
         x, a, b = x.mT, b, a
@@ -85,7 +84,7 @@ def weights_of(
 
 
 def _beside(h: Tensor, c: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(h.shape[:-1], c.shape[:-1])
+    batch = (h[..., :1] + c).shape[:-1]
     return torch.cat([h.expand(*batch, h.shape[-1]), c.expand(*batch, 1)], -1)
 
 
