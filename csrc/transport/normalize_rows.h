@@ -190,18 +190,27 @@ inline int64_t row_problem_size(const NormalizeShape& shape, int64_t kept) {
   return 2 * shape.n * ld + (kept + 1) * (shape.n + ld) + 3 * ld + 16 * 16;
 }
 
+// Calls f(i, j) for all elements of a matrix whose columns lie `column` apart. Of a transposed one,
+// in strips of 16 rows: what is next to each other in memory is done at once.
+template <typename F>
+inline void for_each_element(int n, int m, int64_t column, F&& f) {
+  constexpr int kStrip = 16;
+  if (column == 1) {
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < m; ++j) f(i, j);
+    return;
+  }
+  for (int begin = 0; begin < n; begin += kStrip) {
+    const int end = begin + kStrip < n ? begin + kStrip : n;
+    for (int j = 0; j < m; ++j)
+      for (int i = begin; i < end; ++i) f(i, j);
+  }
+}
+
 template <typename T, typename C>
 void load_rows(const T* x, int n, int m, int64_t row, int64_t column, int64_t ld, C* out) {
-  for (int i = 0; i < n; ++i) {
-    const T* const from = x + i * row;
-    C* const to = out + i * ld;
-    if (column == 1) {
-#pragma omp simd
-      for (int j = 0; j < m; ++j) to[j] = widen(from[j]);
-    } else {
-      for (int j = 0; j < m; ++j) to[j] = widen(from[j * column]);
-    }
-  }
+  for_each_element(n, m, column,
+                   [=](int i, int j) { out[i * ld + j] = widen(x[i * row + j * column]); });
 }
 
 // Of the logits with all that is excluded −∞, or of the positive matrix with zeros there, in k.
@@ -320,8 +329,8 @@ void store_rows(Dtype dtype, const C* in, int n, int m, int64_t ld, int64_t row,
     using T = decltype(zero);
     if constexpr (std::is_same_v<compute_t<T>, C>) {
       T* const to = static_cast<T*>(data) + first;
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j < m; ++j) narrow(in[i * ld + j], to + i * row + j * column);
+      for_each_element(n, m, column,
+                       [=](int i, int j) { narrow(in[i * ld + j], to + i * row + j * column); });
     }
   });
 }
