@@ -61,8 +61,10 @@ def _batched_pot() -> Any:
     def run(i: Inputs, n_iter: int) -> Any:
         x = i["x"]
         ones = x.new_ones(x.shape[:2])
-        options = {"reg": 1.0, "max_iter": n_iter, "tol": 0.0, "grad": "autodiff"}
-        return solve_batch(-x, ones, ones, method="sinkhorn", reg_type="entropy", **options).plan
+        options = {"max_iter": n_iter, "tol": 0.0, "grad": "autodiff"}
+        return solve_batch(
+            -x, 1.0, ones, ones, method="sinkhorn", reg_type="entropy", **options
+        ).plan
 
     return run
 
