@@ -100,6 +100,16 @@ EXCEPTIONS = {
     # blocks of 128 threads fit.
     r"\bkernel_sums_kernel<double": 128,
     r"\bkernel_sums_kernel<": 112,
+    # A thread has a problem in registers: 64 numbers and their scalings, and as many slopes.
+    r"\bnormalize_square_backward_kernel<8>": 232,
+    r"\bnormalize_square_backward_kernel<4>": 96,
+    r"\bnormalize_square_kernel<8>": 120,
+    # All steps of a problem in one kernel: places, weights and options of every phase stay. Blocks
+    # are few, since each has a matrix in shared memory.
+    r"\bnormalize_backward_kernel<[^>]*true>": 255,
+    r"\bnormalize_(log_)?backward_kernel<": 168,
+    r"\bnormalize_kernel<double": 168,
+    r"\bnormalize_(log_)?kernel<": 112,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has
@@ -156,4 +166,6 @@ WIDE_ACCESSES = {
     r"\bstandardize_kernel<float, 4>": 4,
     r"\bcolumn_combine_kernel<float, 4>": 4,
     r"\brandom_directions_kernel<float, \(regkern::spectral::Distribution\)0>": 2,
+    r"\bnormalize_square_kernel<4>": 4,
+    r"\bnormalize_square_backward_kernel<4>": 4,
 }
