@@ -223,6 +223,43 @@ def _value(
     return dual - eps * (mass - a.sum(-1) * b.sum(-1))
 
 
+class _Value(torch.autograd.Function):
+    """The value at potentials that are optimal: its derivative by them is 0, but that of its
+    gradient is not."""
+
+    @staticmethod
+    def forward(
+        engine: Engine,
+        f: Tensor,
+        g: Tensor,
+        a: Tensor,
+        b: Tensor,
+        eps: Tensor,
+        rho: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        return _value(engine.replaced(*tensors), a, b, f, g, eps, rho, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.engine = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        f, g, *inputs = ctx.saved_tensors
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Other tensors than those on which f and g depend.
+            inputs = [t.view_as(t) if t.requires_grad else t for t in inputs]
+            a, b, eps, rho, *tensors = inputs
+            value = _value(ctx.engine.replaced(*tensors), a, b, f, g, eps, rho, True)
+            wanted = [t for t in inputs if t.requires_grad]
+            found = torch.autograd.grad(value, wanted, grad, create_graph=twice, allow_unused=True)
+        grads = iter(found)
+        return (None, None, None, *(next(grads) if t.requires_grad else None for t in inputs))
+
+
 def _points(x: Tensor, y: Tensor, cost_fn: str, batch: int) -> Engine:
     from regkern.transport import points
 
@@ -413,7 +450,11 @@ def sinkhorn(
         a, b, e, reach = (_once(t) for t in (a, b, e, reach))
         engine = engine.replaced(*(_once(t) for t in engine.tensors))
     f, g = found.f, found.g
-    value = _value(engine, a, b, f, g, e, reach, wanted)
+    value: Tensor
+    if gradient == "implicit" and wanted:
+        value = function_apply(_Value, engine, f, g, a, b, e, reach, *engine.tensors)
+    else:
+        value = _value(engine, a, b, f, g, e, reach, wanted)
     if entropy == "plain":
         mass = a.sum(-1)
         own = (torch.special.xlogy(w, w).sum(-1) for w in (a, b))
