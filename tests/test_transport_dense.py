@@ -86,9 +86,7 @@ def test_iterations_are_those_of_the_definition() -> None:
 def test_error_is_what_the_plan_misses() -> None:
     cost, a, b = draw(2, 20, 30), 3 * weights(2, 20), 3 * weights(2, 30, salt=1)
     for acceleration in (None, 1.4, "adaptive", "anderson"):
-        found = sinkhorn(
-            cost, a=a, b=b, eps=0.02, tol=None, max_iter=7, acceleration=acceleration
-        )
+        found = sinkhorn(cost, a=a, b=b, eps=0.02, tol=None, max_iter=7, acceleration=acceleration)
         p = found.plan()
         close(found.error, (p.sum(-1) - a).abs().sum(-1) / 3)
         close(p.sum(-2), b)
@@ -119,9 +117,7 @@ def test_linear_programme_in_the_limit() -> None:
     scipy = pytest.importorskip("scipy.optimize")
     cost = draw(6, 6)
     rows, columns = scipy.linear_sum_assignment(cost.numpy())
-    found = sinkhorn(
-        cost, eps=5e-3, tol=1e-4, max_iter=4000, acceleration="anderson", scaling=0.9
-    )
+    found = sinkhorn(cost, eps=5e-3, tol=1e-4, max_iter=4000, acceleration="anderson", scaling=0.9)
     assert found.status == 0
     best = cost[rows, columns].mean()
     close(found.cost, best, 5e-3)
@@ -246,9 +242,7 @@ def test_warm_start() -> None:
     first = sinkhorn(cost, eps=0.05, tol=1e-6, max_iter=5000)
     again = sinkhorn(cost, eps=0.05, tol=1e-6, max_iter=5000, init=first, check_every=1)
     assert again.iterations == 1
-    rows = sinkhorn(
-        cost, eps=0.05, tol=1e-6, max_iter=5000, init=(first.f, None), check_every=1
-    )
+    rows = sinkhorn(cost, eps=0.05, tol=1e-6, max_iter=5000, init=(first.f, None), check_every=1)
     assert int(rows.iterations) <= 2
 
 
@@ -305,7 +299,7 @@ def test_forbidden_pairs() -> None:
     with torch.no_grad():
         cost[0, :4], cost[3, 5] = INF, INF
     found = exact(cost, eps=0.05)
-    f, g = reference.potentials(
+    f, _ = reference.potentials(
         cost.detach()[None],
         torch.full((1, 5), 0.2, dtype=DOUBLE),
         torch.full((1, 6), 1 / 6, dtype=DOUBLE),
@@ -419,9 +413,7 @@ def test_unrolled_gradients_are_those_of_the_iterations() -> None:
         strict=True,
     ):
         close(x, y)
-    assert torch.autograd.gradgradcheck(
-        lambda *t: call(*t).value, _inputs(3, 3), fast_mode=True
-    )
+    assert torch.autograd.gradgradcheck(lambda *t: call(*t).value, _inputs(3, 3), fast_mode=True)
 
 
 def test_gradients_of_rho() -> None:

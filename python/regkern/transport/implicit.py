@@ -45,9 +45,8 @@ class Engine(Protocol):
 def damping(rho: Tensor, eps: Tensor) -> Tensor:
     """ρ / (ρ + ε) as a column, 1 for a hard side."""
     soft = rho.isfinite()
-    return torch.where(soft, torch.where(soft, rho, 1.0) / (torch.where(soft, rho, 1.0) + eps), 1.0)[
-        :, None
-    ]
+    reach = torch.where(soft, rho, 1.0)
+    return torch.where(soft, reach / (reach + eps), 1.0)[:, None]
 
 
 def target(weight: Tensor, potential: Tensor, rho: Tensor) -> Tensor:

@@ -77,9 +77,7 @@ def _reach(rho: Any, batch: tuple[int, ...], like: Tensor) -> Tensor:
     pair = rho if isinstance(rho, tuple | list) else (rho, rho)
     if len(pair) != 2:
         _fail("`rho` to be a number or two", f"{len(pair)} of them")
-    return torch.stack(
-        [_number("rho", math.inf if r is None else r, batch, like) for r in pair]
-    )
+    return torch.stack([_number("rho", math.inf if r is None else r, batch, like) for r in pair])
 
 
 def _weights(
@@ -211,8 +209,10 @@ def _value(
     r"""⟨a, φ(f)⟩ + ⟨b, φ(g)⟩ − ε (ΣP − Σa Σb). The plan's mass is that of its column marginals,
     which are exact; as a function of the costs it is Σ a e^((f − f̂)/ε)."""
     here, there = a > 0, b > 0
-    dual = torch.where(here, a * _conjugate(torch.where(here, f, 0.0), rho[0]), 0.0).sum(-1)
-    dual = dual + torch.where(there, b * _conjugate(torch.where(there, g, 0.0), rho[1]), 0.0).sum(-1)
+    # An infinite potential of no weight is not to be seen.
+    of_a = a * _conjugate(torch.where(here, f, 0.0), rho[0])
+    of_b = b * _conjugate(torch.where(there, g, 0.0), rho[1])
+    dual = of_a.sum(-1) + of_b.sum(-1)
     if differentiable:
         raw = engine.softmin(b, g, eps, False)
         met = here & raw.isfinite()
@@ -394,7 +394,8 @@ def sinkhorn(
         batch, n, m = tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1]
         like = cost
     else:
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         for name, t in (("x", x), ("y", y)):
             checks.floating(_OP, name, t)
             if t.dim() < 2 or t.shape[-2] == 0:
@@ -426,7 +427,8 @@ def sinkhorn(
     if cost is not None:
         engine = DenseCost(cost.reshape(count, n, m).contiguous())
     else:
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         engine = _points(x, y, cost_fn, count)
     e_start = None
     if eps_rel is not None:
