@@ -55,7 +55,7 @@ def test_potentials_and_value(rho: Reach) -> None:
     cost, a, b = draw(3, 9, 13), weights(3, 9), weights(3, 13, salt=1)
     eps = torch.tensor([0.05, 0.3, 2.0], dtype=DOUBLE)
     found = exact(cost, a=a, b=b, eps=eps, rho=rho)
-    f, g = reference.potentials(cost, a, b, eps, rho, 1200)
+    f, g = reference.potentials(cost, a, b, eps, rho, 700)
     close(found.f, f)
     close(found.g, g)
     p = reference.plan(cost, a, b, f, g, eps)

@@ -368,7 +368,8 @@ def sinkhorn(
     Notes
     -----
     In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
-    read as they are. On the CPU a full iteration reads the cost once and computes one exponential
+    read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as to
+    the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads the cost once and computes one exponential
     an element, on a GPU twice; nothing of the size of the cost is allocated. Per iteration the
     bytes moved are those of the cost. Problems that have converged are skipped. No call waits for
     the device, and results have the same bits for any number of threads.
