@@ -368,11 +368,11 @@ def sinkhorn(
     Notes
     -----
     In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
-    read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as to
-    the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads the cost once and computes one exponential
-    an element, on a GPU twice; nothing of the size of the cost is allocated. Per iteration the
-    bytes moved are those of the cost. Problems that have converged are skipped. No call waits for
-    the device, and results have the same bits for any number of threads.
+    read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as
+    to the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads
+    the cost once and computes one exponential an element, on a GPU twice; nothing of the size of
+    the cost is allocated. Problems that have converged are skipped. No call waits for the device,
+    and results have the same bits for any number of threads.
 
     References
     ----------
@@ -459,9 +459,9 @@ def sinkhorn(
     else:
         value = _value(engine, a, b, f, g, e, reach, wanted)
     if entropy == "plain":
-        mass = a.sum(-1)
-        own = (torch.special.xlogy(w, w).sum(-1) for w in (a, b))
-        value = value + e * (sum(own) * 1.0 + mass - mass * b.sum(-1))
+        mass, own = a.sum(-1), torch.special.xlogy(a, a).sum(-1)
+        own = own + torch.special.xlogy(b, b).sum(-1)
+        value = value + e * (own + mass - mass * b.sum(-1))
     if check and _looks() and bool((found.status == 2).any()):
         bad = (found.status == 2).nonzero()[:, 0].tolist()
         _fail("problems with a finite plan", f"infeasible or not a number: {bad}")
