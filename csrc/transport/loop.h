@@ -21,6 +21,9 @@ namespace regkern::transport {
 enum class Acceleration : int { none, relaxed, adaptive, anderson };
 
 constexpr int kMemory = 5;  // differences that Anderson's extrapolation combines
+// The products of the residuals' differences, a copy that the solver overwrites, the weights, and
+// whether there are any.
+constexpr int kProducts = 2 * kMemory * kMemory + kMemory + 1;
 
 struct RelaxArgs {
   int64_t batch, size;
@@ -50,8 +53,8 @@ struct StepArgs {
   int32_t* iterations;  // (B)
   int8_t* status;       // (B)
   uint8_t* done;        // (B)
-  // Anderson's: differences of images and of residuals (B, 2 kMemory + 2, m), products of the
-  // latter (B, kMemory²), how many images there were since the start (B).
+  // Anderson's: differences of images and of residuals (B, 2 kMemory + 2, m), (B, kProducts), how
+  // many images there were since the start (B).
   double* history;
   double* products;
   int32_t* images;
@@ -159,7 +162,9 @@ REGKERN_HD void extrapolate(Team& team, const StepArgs& args, int64_t p, double 
   double* const residuals = images + kMemory * m;
   double* const last_image = residuals + kMemory * m;
   double* const last_residual = last_image + m;
-  double* const products = args.products + p * kMemory * kMemory;
+  double* const products = args.products + p * kProducts;
+  double* const matrix = products + kMemory * kMemory;
+  double* const x = matrix + kMemory * kMemory;
   const int seen = start ? 0 : args.images[p];
   const int slot = seen > 0 ? (seen - 1) % kMemory : 0;
   const int count = seen < kMemory ? seen : kMemory;
@@ -173,25 +178,25 @@ REGKERN_HD void extrapolate(Team& team, const StepArgs& args, int64_t p, double 
     last_image[j] = there ? image : 0.0;
     last_residual[j] = residual;
   });
-  double x[kMemory] = {};
   for (int k = 0; k < count; ++k) {
     const double* const mine = residuals + k * m;
     const double* const added = residuals + slot * m;
     const double product = team.sum(m, [=](int64_t j) { return weight[j] * mine[j] * added[j]; });
-    x[k] = team.sum(m, [=](int64_t j) { return weight[j] * mine[j] * last_residual[j]; });
+    const double right =
+        team.sum(m, [=](int64_t j) { return weight[j] * mine[j] * last_residual[j]; });
     team.once([=] {
       products[k * kMemory + slot] = product;
       products[slot * kMemory + k] = product;
+      x[k] = right;
     });
   }
-  double matrix[kMemory * kMemory] = {};
-  for (int k = 0; k < count; ++k)
-    for (int i = 0; i < count; ++i) {
-      matrix[k * kMemory + i] = products[k * kMemory + i];
-      // Residuals that hardly differ any more would be combined with weights of any size.
-      if (k == i) matrix[k * kMemory + i] *= 1.0 + 1e-12;
-    }
-  const bool solved = solve_definite(count, matrix, kMemory, x);
+  team.once([=] {
+    for (int k = 0; k < kMemory * kMemory; ++k) matrix[k] = products[k];
+    // Residuals that hardly differ any more would be combined with weights of any size.
+    for (int k = 0; k < count; ++k) matrix[k * (kMemory + 1)] *= 1.0 + 1e-12;
+    x[kMemory] = solve_definite(count, matrix, kMemory, x) ? 1.0 : 0.0;
+  });
+  const bool solved = x[kMemory] != 0.0;
   team.each(m, [=](int64_t j) {
     double image = damping * raw[j];
     for (int k = 0; solved && k < count; ++k) image -= x[k] * images[k * m + j];

@@ -171,7 +171,7 @@ inline Solution solve(Transform& engine, const Problem& problem, const Settings&
   const bool anderson = settings.acceleration == Acceleration::anderson;
   Tensor history =
       new_tensor(like, {anderson ? batch * (2 * kMemory + 2) * m : 0}, ScalarType::Double);
-  Tensor products = zeros({anderson ? batch * kMemory * kMemory : 0});
+  Tensor products = zeros({anderson ? batch * kProducts : 0});
   Tensor images = zeros({anderson ? batch : 0}, ScalarType::Int);
   const double* const rho_a = const_data<double>(problem.rho);
   const double* const rho_b = rho_a + batch;

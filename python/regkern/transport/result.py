@@ -1,0 +1,114 @@
+"""What an entropic transport problem's solution is: potentials, and a plan that is not formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from regkern import _checks as checks
+from regkern.transport.implicit import Engine
+
+
+@dataclass(frozen=True)
+class Transport:
+    r"""The solution of :func:`sinkhorn`; leading dimensions are those of the batch.
+
+    .. math::
+        P_{ij} = a_i b_j \exp\left(\frac{f_i + g_j - C_{ij}}{\varepsilon}\right)
+
+    Attributes
+    ----------
+    f, g : Tensor
+        The potentials (..., n) and (..., m); where both marginals are hard,
+        :math:`\langle a, f\rangle = \langle b, g\rangle`. float32, or float64 of float64 costs.
+    value : Tensor
+        The dual objective (...), differentiable.
+    error : Tensor
+        What the plan's row marginals miss, in L1 and relative to the mass (...); its column
+        marginals are exact. Where a side is soft, what they miss of the optimality condition
+        :math:`P 1 = a\, e^{-f/\rho}`.
+    iterations : Tensor
+        int32 (...).
+    status : Tensor
+        int8 (...): 0 converged, 1 stopped at ``max_iter``, 2 infeasible or not a number.
+    """
+
+    f: Tensor
+    g: Tensor
+    value: Tensor
+    error: Tensor
+    iterations: Tensor
+    status: Tensor
+    _engine: Engine = field(repr=False)
+    # a, b, f, g and ε of B problems, double and dense.
+    _problem: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = field(repr=False)
+    _batch: tuple[int, ...] = field(repr=False)
+
+    def _back(self, x: Tensor) -> Tensor:
+        return x.reshape(*self._batch, *x.shape[1:])
+
+    @property
+    def cost(self) -> Tensor:
+        r""":math:`\langle P, C\rangle` (...), in one pass over the costs, without gradients."""
+        with torch.no_grad():
+            return self._back(self._engine.mean_cost(*self._problem)).to(self.value.dtype)
+
+    def plan(self) -> Tensor:
+        """P (..., n, m), of the dtype of the costs.
+
+        Differentiable where ``sinkhorn`` was called with ``gradient="implicit"`` or ``"unroll"``,
+        and without gradients otherwise.
+        """
+        return self._back(self._engine.plan(*self._problem))
+
+    def apply(self, v: Tensor, side: str = "rows") -> Tensor:
+        r""":math:`P v` (..., n, k) of v (..., m, k), or with ``side="columns"`` :math:`P^T v`
+        (..., m, k) of v (..., n, k), without the plan.
+
+        A v without the last dimension gives a result without it. Without gradients; those of
+        ``plan() @ v`` are right.
+
+        Raises
+        ------
+        ValueError
+            If v does not fit, or ``side`` is neither.
+        """
+        op = "Transport.apply"
+        checks.one_of(op, "side", side, ("rows", "columns"))
+        checks.floating(op, "v", v)
+        columns = side == "columns"
+        batch, n, m = self._engine.shape
+        length, depth = (n if columns else m), len(self._batch)
+        vector = v.dim() == depth + 1
+        if tuple(v.shape[:depth]) != self._batch or v.shape[depth:][:1] != (length,):
+            wanted = (*self._batch, length, "k")
+            raise ValueError(f"regkern.{op}: expected `v` of shape {wanted}, got {tuple(v.shape)}")
+        flat = v.detach().reshape(batch, length, -1)
+        wide = flat if flat.dtype == torch.float64 else flat.float()
+        with torch.no_grad():
+            out = self._engine.apply(*self._problem, wide, columns)
+        out = self._back(out).to(v.dtype)
+        return out[..., 0] if vector else out
+
+    def argmax(self, side: str = "rows") -> Tensor:
+        """Of every row (column) of the plan the place of its largest element, int64; the first of
+        equal ones. The rows' weights do not matter for it."""
+        checks.one_of("Transport.argmax", "side", side, ("rows", "columns"))
+        with torch.no_grad():
+            return self._back(self._engine.argmax(*self._problem, side == "columns"))
+
+    def barycentric(self, y: Tensor, side: str = "rows") -> Tensor:
+        r"""Where the plan sends every point on average: :math:`\sum_j P_{ij} y_j / \sum_j P_{ij}`.
+
+        y is (..., m, k), or (..., n, k) with ``side="columns"``. Points without mass go where
+        their conditional plan, which is a limit, would send them: it is 0 here. Without gradients.
+        """
+        ones = y.new_ones((*y.shape[:-1], 1))
+        both = self.apply(torch.cat([y, ones], -1), side)
+        mass = both[..., -1:]
+        there = mass != 0
+        return torch.where(there, both[..., :-1] / torch.where(there, mass, 1.0), 0.0)
+
+

@@ -1,0 +1,439 @@
+"""The front door: `sinkhorn`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regkern import _checks as checks
+from regkern._registration import compute_dtype, function_apply, refuse_second
+from regkern.transport.dense import DenseCost, Settings
+from regkern.transport.implicit import Engine, implicit, target, unrolled
+from regkern.transport.result import Transport
+
+_OP = "sinkhorn"
+COSTS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "cosine", "dot")
+_ITERATIONS_OF_CG = 200
+
+Number = float | Tensor
+Init = tuple[Tensor | None, Tensor | None] | Transport
+
+
+class _Envelope(torch.autograd.Function):
+    """The identity on what the value is differentiated by, once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return refuse_second(_OP, grad, (grad, *ctx.saved_tensors))
+
+
+def _once(x: Tensor) -> Tensor:
+    result: Tensor = function_apply(_Envelope, x) if x.requires_grad else x
+    return result
+
+
+def _looks() -> bool:
+    """Whether values may be looked at here, apart from what waiting for a GPU would cost."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return not torch.compiler.is_compiling() and not inside
+
+
+def _fail(expected: str, got: object) -> None:
+    raise ValueError(f"regkern.{_OP}: expected {expected}, got {got}")
+
+
+def _number(name: str, value: Number, batch: tuple[int, ...], like: Tensor) -> Tensor:
+    """A positive number per problem, double (B)."""
+    count = math.prod(batch)
+    if isinstance(value, Tensor):
+        checks.on_device(_OP, name, value, like)
+        if value.dim() > 0 and tuple(value.shape) != batch:
+            _fail(f"`{name}` to be a number or of shape {batch}", tuple(value.shape))
+        return value.double().expand(batch).reshape(count).contiguous()
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
+        raise TypeError(f"regkern.{_OP}: expected `{name}` to be a number, got {value!r}")
+    if not value > 0:
+        _fail(f"`{name}` to be positive", value)
+    return torch.full((count,), float(value), dtype=torch.float64, device=like.device)
+
+
+def _reach(rho: Any, batch: tuple[int, ...], like: Tensor) -> Tensor:
+    """ρ of both sides, (2, B): ∞ is hard."""
+    pair = rho if isinstance(rho, tuple | list) else (rho, rho)
+    if len(pair) != 2:
+        _fail("`rho` to be a number or two", f"{len(pair)} of them")
+    return torch.stack(
+        [_number("rho", math.inf if r is None else r, batch, like) for r in pair]
+    )
+
+
+def _weights(
+    name: str,
+    given: Tensor | None,
+    mask: Tensor | None,
+    length: Tensor | None,
+    shape: tuple[int, ...],
+    like: Tensor,
+) -> Tensor:
+    """Weights (B, n), double: uniform over what is there if none are given."""
+    size = shape[-1]
+    kept = None
+    if mask is not None:
+        checks.on_device(_OP, "mask", mask, like)
+        if mask.dtype != torch.bool or mask.shape[-1:] != (size,):
+            _fail(f"a mask of bools (..., {size})", f"{mask.dtype} {tuple(mask.shape)}")
+        kept = mask.expand(shape)
+    if length is not None:
+        checks.on_device(_OP, "lengths", length, like)
+        if length.is_floating_point() or tuple(length.shape) != shape[:-1]:
+            _fail(f"integer `lengths` of shape {shape[:-1]}", f"{length.dtype} {length.shape}")
+        first = torch.arange(size, device=like.device) < length[..., None]
+        kept = first if kept is None else kept & first
+    if given is None:
+        if kept is None:
+            weight = torch.full(shape, 1.0 / max(1, size), dtype=torch.float64, device=like.device)
+        else:
+            weight = kept.double() / kept.sum(-1, keepdim=True).clamp(min=1)
+    else:
+        checks.floating(_OP, name, given)
+        checks.on_device(_OP, name, given, like)
+        if given.shape[-1:] != (size,) or given.dim() > len(shape):
+            _fail(f"`{name}` of shape (..., {size})", tuple(given.shape))
+        weight = given.double().expand(shape)
+        if kept is not None:
+            weight = torch.where(kept, weight, 0.0)
+    return weight.reshape(-1, size).contiguous()
+
+
+def _pair(name: str, value: Any) -> tuple[Any, Any]:
+    if value is None:
+        return None, None
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"regkern.{_OP}: expected `{name}` to be a pair, got {value!r}")
+    return value[0], value[1]
+
+
+def _settings(
+    tol: float | None,
+    max_iter: int,
+    check_every: int,
+    acceleration: str | float | None,
+    scaling: float | None,
+    like: Tensor,
+) -> Settings:
+    checks.at_least(_OP, "max_iter", max_iter, 1)
+    checks.at_least(_OP, "check_every", check_every, 1)
+    if tol is not None:
+        if not tol > 0:
+            _fail("`tol` to be positive or None", tol)
+        # No marginal comes closer.
+        tol = max(float(tol), 10 * torch.finfo(compute_dtype(like)).eps)
+    omega, kind = 1.0, "none"
+    if isinstance(acceleration, str):
+        checks.one_of(_OP, "acceleration", acceleration, ("anderson", "adaptive"))
+        kind = acceleration
+    elif acceleration is not None:
+        omega, kind = float(acceleration), "relaxed"
+        if not 0.0 < omega < 2.0:
+            _fail("`acceleration` to be anderson, adaptive or in (0, 2)", acceleration)
+    if scaling is not None and not 0.0 < scaling < 1.0:
+        _fail("`scaling` in (0, 1)", scaling)
+    return Settings(tol, max_iter, check_every, kind, omega, 1.0 if scaling is None else scaling)
+
+
+def _start(init: Init | None, shape: tuple[int, int, int]) -> tuple[Tensor | None, Tensor | None]:
+    batch, n, m = shape
+    f, g = (init.f, init.g) if isinstance(init, Transport) else _pair("init", init)
+    for name, t, size in (("f", f, n), ("g", g, m)):
+        if t is not None and (t.shape[-1:] != (size,) or t.numel() != batch * size):
+            _fail(f"`init` with {name} of {batch} x {size} elements", tuple(t.shape))
+    return tuple(  # type: ignore[return-value]
+        None if t is None else t.detach().double().reshape(batch, size).contiguous()
+        for t, size in ((f, n), (g, m))
+    )
+
+
+def _check_values(
+    a: Tensor, b: Tensor, eps: Tensor, rho: Tensor, cost: Tensor | None, thoroughly: bool
+) -> None:
+    """What cannot be seen without looking: on the CPU, and elsewhere where asked for."""
+    if not _looks() or not (thoroughly or a.device.type == "cpu"):
+        return
+    for name, weight in (("a", a), ("b", b)):
+        if bool((weight < 0).any()) or not bool(weight.isfinite().all()):
+            _fail(f"finite weights `{name}` of at least 0", float(weight.min()))
+    if not bool((eps > 0).all()):
+        _fail("`eps` to be positive", float(eps.min()))
+    if not bool((rho > 0).all()):
+        _fail("`rho` to be positive", float(rho.min()))
+    hard = rho.isinf().all(0)
+    apart = (a.sum(-1) - b.sum(-1)).abs()
+    wrong = hard & (apart > 1e-3 * torch.maximum(a.sum(-1), b.sum(-1)))
+    if bool(wrong.any()):
+        masses = (float(a.sum(-1)[wrong][0]), float(b.sum(-1)[wrong][0]))
+        _fail("`a` and `b` of the same mass (or normalize=True, or a finite rho)", masses)
+    if thoroughly and cost is not None and bool(cost.isnan().any()):
+        _fail("costs that are numbers", "NaN")
+
+
+def _conjugate(potential: Tensor, rho: Tensor) -> Tensor:
+    """What a unit of mass at the potential adds to the dual: f, or ρ (1 − e^(−f/ρ))."""
+    soft = rho.isfinite()[:, None]
+    safe = torch.where(soft, rho[:, None], 1.0)
+    return torch.where(soft, safe * -torch.expm1(-potential / safe), potential)
+
+
+def _value(
+    engine: Engine,
+    a: Tensor,
+    b: Tensor,
+    f: Tensor,
+    g: Tensor,
+    eps: Tensor,
+    rho: Tensor,
+    differentiable: bool,
+) -> Tensor:
+    r"""⟨a, φ(f)⟩ + ⟨b, φ(g)⟩ − ε (ΣP − Σa Σb). The plan's mass is that of its column marginals,
+    which are exact; as a function of the costs it is Σ a e^((f − f̂)/ε)."""
+    here, there = a > 0, b > 0
+    dual = torch.where(here, a * _conjugate(torch.where(here, f, 0.0), rho[0]), 0.0).sum(-1)
+    dual = dual + torch.where(there, b * _conjugate(torch.where(there, g, 0.0), rho[1]), 0.0).sum(-1)
+    if differentiable:
+        raw = engine.softmin(b, g, eps, False)
+        met = here & raw.isfinite()
+        ratio = (torch.where(met, f, 0.0) - torch.where(met, raw, 0.0)) / eps[:, None]
+        mass = torch.where(met, a * ratio.exp(), 0.0).sum(-1)
+    else:
+        mass = target(b, g, rho[1]).sum(-1)
+    return dual - eps * (mass - a.sum(-1) * b.sum(-1))
+
+
+def _points(x: Tensor, y: Tensor, cost_fn: str, batch: int) -> Engine:
+    from regkern.transport import points
+
+    engine: Engine = points.PointCost(
+        x.reshape(batch, *x.shape[-2:]), y.reshape(batch, *y.shape[-2:]), cost_fn
+    )
+    return engine
+
+
+def sinkhorn(
+    cost: Tensor | None = None,
+    *,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    cost_fn: str = "sqeuclidean",
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    eps: Number,
+    eps_rel: str | None = None,
+    rho: Number | Sequence[Number | None] | None = None,
+    tol: float | None = 1e-3,
+    max_iter: int = 1000,
+    check_every: int = 10,
+    acceleration: str | float | None = None,
+    scaling: float | None = None,
+    init: Init | None = None,
+    gradient: str = "envelope",
+    entropy: str = "kl",
+    mask: tuple[Tensor | None, Tensor | None] | None = None,
+    lengths: tuple[Tensor | None, Tensor | None] | None = None,
+    normalize: bool = False,
+    check: bool = False,
+) -> Transport:
+    r"""Entropic optimal transport.
+
+    .. math::
+        \min_{P \ge 0} \langle P, C\rangle + \varepsilon\, \mathrm{KL}(P \mid a \otimes b)
+            + \rho_a\, \mathrm{KL}(P 1 \mid a) + \rho_b\, \mathrm{KL}(P^T 1 \mid b),
+        \qquad
+        P_{ij} = a_i b_j \exp\left(\frac{f_i + g_j - C_{ij}}{\varepsilon}\right)
+
+    with :math:`\mathrm{KL}(p \mid q) = \sum p \log\frac{p}{q} - p + q`. Where :math:`\rho` is None
+    or infinite the marginal is a (b) itself.
+
+    Parameters
+    ----------
+    cost : Tensor
+        C (..., n, m): float32, float64, bfloat16 or float16. :math:`C = \infty` forbids a pair.
+    x, y : Tensor
+        Instead of a cost, points (..., n, d) and (..., m, d), whose costs are never stored.
+    cost_fn : str
+        Of points: ``"sqeuclidean"`` :math:`|x - y|^2`, ``"half_sqeuclidean"``, ``"euclidean"``,
+        ``"cosine"`` (one minus it) or ``"dot"`` (:math:`-\langle x, y\rangle`).
+    a, b : Tensor, optional
+        Weights (..., n) and (..., m), of the same mass where both sides are hard; 1/n and 1/m if
+        none are given. A point of weight 0 takes no part.
+    eps : float or Tensor
+        :math:`\varepsilon > 0`, a number or one for each problem; with ``eps_rel`` a multiple of
+        the ``"mean"`` or the ``"max"`` of the (finite) costs of the problem, without gradients of
+        that.
+    rho : float, Tensor or a pair of them, optional
+        Of both sides, or of rows and columns; None is a hard marginal: (None, 1.0) is semi-relaxed.
+    tol : float, optional
+        Stops a problem whose error (:class:`Transport`) is below. None: exactly ``max_iter``
+        iterations.
+    max_iter, check_every : int
+        At most so many iterations; the error is looked at, on the device, so often.
+    acceleration : str or float, optional
+        ``"anderson"``: extrapolation from the last five iterations; ``"adaptive"``: over-relaxation
+        by the measured rate; or an over-relaxation in (0, 2).
+    scaling : float, optional
+        :math:`\varepsilon` begins at the largest cost and is multiplied by this in (0, 1) after
+        every iteration, down to ``eps``.
+    init : Transport or pair of Tensor, optional
+        Potentials to begin with; either of a pair may be None. ``g`` decides.
+    gradient : str
+        How ``value`` and the potentials are differentiated by costs or points, weights, eps and
+        rho. ``"envelope"``: the value alone, once, by what it is at the optimum
+        (:math:`dC = P`, :math:`da = f`). ``"implicit"``: also f, g and the plan, by the implicit
+        function theorem; the value twice. ``"unroll"``: the exact derivative of ``max_iter``
+        iterations; needs ``tol=None`` and no acceleration.
+    entropy : str
+        ``"kl"``: the value as above. ``"plain"``: :math:`\langle P, C\rangle + \varepsilon \sum P
+        \log P`, of hard marginals alone; the plan is the same.
+    mask, lengths : pair of Tensor, optional
+        Which points take part: bools (..., n) and (..., m), or how many of the first ones.
+        Either of a pair may be None.
+    normalize : bool
+        Divides the weights by their sums.
+    check : bool
+        Looks also at what cannot be seen for free, waiting for the device: NaN in the costs, the
+        weights on a GPU, and problems that are infeasible.
+
+    Returns
+    -------
+    Transport
+        Potentials, value, error, iterations, status; the plan, products with it, the largest
+        elements and the barycentric map, none of which are computed before they are asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit; negative or infinite weights and different masses of hard
+        marginals (looked at on the CPU, or with ``check``).
+
+    Notes
+    -----
+    In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
+    read as they are. On the CPU a full iteration reads the cost once and computes one exponential
+    an element, on a GPU twice; nothing of the size of the cost is allocated. Per iteration the
+    bytes moved are those of the cost. Problems that have converged are skipped. No call waits for
+    the device, and results have the same bits for any number of threads.
+
+    References
+    ----------
+    M. Cuturi, "Sinkhorn distances: lightspeed computation of optimal transport", NeurIPS 2013.
+    T. Séjourné, J. Feydy, F.-X. Vialard, A. Trouvé and G. Peyré, "Sinkhorn divergences for
+    unbalanced optimal transport", 2019. T. Lehmann, M.-K. von Renesse, A. Sambale and A. Uschmajew,
+    "A note on overrelaxation in the Sinkhorn algorithm", Optimization Letters 16, 2022.
+    """
+    checks.one_of(_OP, "gradient", gradient, ("envelope", "implicit", "unroll"))
+    checks.one_of(_OP, "entropy", entropy, ("kl", "plain"))
+    checks.one_of(_OP, "cost_fn", cost_fn, COSTS)
+    if eps_rel is not None:
+        checks.one_of(_OP, "eps_rel", eps_rel, ("mean", "max"))
+    if (cost is None) == (x is None or y is None) or (x is None) != (y is None):
+        raise ValueError(f"regkern.{_OP}: expected `cost`, or `x` and `y`, got both or neither")
+    if cost is not None:
+        checks.floating(_OP, "cost", cost)
+        if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
+            _fail("`cost` of shape (..., n, m), neither of them 0", tuple(cost.shape))
+        batch, n, m = tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1]
+        like = cost
+    else:
+        assert x is not None and y is not None
+        for name, t in (("x", x), ("y", y)):
+            checks.floating(_OP, name, t)
+            if t.dim() < 2 or t.shape[-2] == 0:
+                _fail(f"`{name}` of shape (..., points, dimensions)", tuple(t.shape))
+        if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or x.dtype != y.dtype:
+            _fail(f"`y` of shape (..., m, d) like `x` {tuple(x.shape)}", tuple(y.shape))
+        checks.on_device(_OP, "y", y, x)
+        batch, n, m = tuple(x.shape[:-2]), x.shape[-2], y.shape[-2]
+        like = x
+    count = math.prod(batch)
+    settings = _settings(tol, max_iter, check_every, acceleration, scaling, like)
+    if gradient == "unroll" and (tol is not None or settings.acceleration != "none" or scaling):
+        _fail("`gradient` unroll with tol=None, without acceleration and scaling", "them")
+
+    (mask_a, mask_b), (many_a, many_b) = _pair("mask", mask), _pair("lengths", lengths)
+    a = _weights("a", a, mask_a, many_a, (*batch, n), like)
+    b = _weights("b", b, mask_b, many_b, (*batch, m), like)
+    if normalize:
+        a, b = (w / w.sum(-1, keepdim=True) for w in (a, b))
+    # What takes no part has no gradient.
+    a, b = (torch.where(w == 0, w.detach(), w) for w in (a, b))
+    e = _number("eps", eps, batch, like)
+    reach = _reach(rho, batch, like)
+    _check_values(a, b, e, reach, cost, check)
+    if entropy == "plain" and rho is not None:
+        _fail("`entropy` plain with hard marginals", f"rho {rho}")
+
+    engine: Engine
+    if cost is not None:
+        engine = DenseCost(cost.reshape(count, n, m).contiguous())
+    else:
+        assert x is not None and y is not None
+        engine = _points(x, y, cost_fn, count)
+    e_start = None
+    if eps_rel is not None:
+        e = e * engine.scale(eps_rel)
+    if scaling is not None:
+        e_start = torch.maximum(engine.scale("max"), e.detach())
+
+    f0, g0 = _start(init, (count, n, m))
+    inputs = (a, b, e, reach, *engine.tensors)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    alone = engine.replaced(*(t.detach() for t in engine.tensors))
+    fixed = (a.detach(), b.detach(), e.detach(), reach.detach())
+    if gradient == "unroll" and wanted:
+        found = unrolled(engine, a, b, e, reach, max_iter, f0, g0)
+    else:
+        found = alone.solve(*fixed, settings, e_start, f0, g0)
+        if gradient == "implicit" and wanted:
+            found = implicit(engine, found, a, b, e, reach, _ITERATIONS_OF_CG)
+    envelope = gradient == "envelope"
+    if envelope and wanted:
+        a, b, e, reach = (_once(t) for t in (a, b, e, reach))
+        engine = engine.replaced(*(_once(t) for t in engine.tensors))
+    f, g = found.f, found.g
+    value = _value(engine, a, b, f, g, e, reach, wanted)
+    if entropy == "plain":
+        mass = a.sum(-1)
+        own = (torch.special.xlogy(w, w).sum(-1) for w in (a, b))
+        value = value + e * (sum(own) * 1.0 + mass - mass * b.sum(-1))
+    if check and _looks() and bool((found.status == 2).any()):
+        bad = (found.status == 2).nonzero()[:, 0].tolist()
+        _fail("problems with a finite plan", f"infeasible or not a number: {bad}")
+
+    wide = compute_dtype(like)
+
+    def back(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return t.reshape(*batch, *t.shape[1:]).to(dtype or t.dtype)
+
+    return Transport(
+        f=back(f, wide),
+        g=back(g, wide),
+        value=back(value, wide),
+        error=back(found.error, wide),
+        iterations=back(found.iterations),
+        status=back(found.status),
+        _engine=alone if envelope else engine,
+        _problem=(*fixed[:2], f, g, fixed[2]) if envelope else (a, b, f, g, e),
+        _batch=batch,
+    )
