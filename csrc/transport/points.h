@@ -16,45 +16,49 @@
 //     softmin    f_i = −eps log Σ_j b_j exp(q (g_j − c_ij)) = r_i − eps (ln 2) log2 Σ_j 2^t_ij
 //     plan       P_ij = 2^(t_ij + (log2 e)(log a_i + q (f_i − r_i)))
 //
-// Points come as rows (n, d), and as panels (m / kPanel, d, kPanel): kPanel points side by side.
+// Points come as rows (n, d), and as panels (m / kPointPanel, d, kPointPanel): kPointPanel points
+// side by side.
 //
 // The order of sums is the same everywhere:
 //
 // - <x, y> and |x − y|² are added over the dimensions in order.
-// - Column j belongs to lane j mod kLanes. A lane has the maximum of its exponents so far, and the
+// - Column j belongs to lane j mod kPointLanes. A lane has the maximum of its exponents so far, and
+// the
 //   sum of 2^(t − maximum). A panel moves the maximum, scales the sum, and then adds its
-//   kGroups powers of the lane, in pairs. In the end the lanes are folded in halves.
-// - Products of the plan with values are added by lanes over kStretch panels, folded in halves,
+//   kPointGroups powers of the lane, in pairs. In the end the lanes are folded in halves.
+// - Products of the plan with values are added by lanes over kPointStretch panels, folded in
+// halves,
 //   and the stretches are added in order.
 
 namespace regkern::transport {
 
-constexpr int kLanes = 32, kGroups = 4, kPanel = kLanes * kGroups, kStretch = 8;
+constexpr int kPointLanes = 32, kPointGroups = 4, kPointPanel = kPointLanes * kPointGroups,
+              kPointStretch = 8;
 
 // What is made of two points.
-enum class Kernel { product, distance };
+enum class PointKernel { product, distance };
 
-// A side of the plan as the other side sees it: n rows, m columns, d dimensions.
+// A side of the plan as the other side sees it: n rows, m columns, d dimensions. What there is of
+// each point is in double.
 struct PointPairs {
-  bool wide;  // all numbers are double, else float
-  Kernel kernel;
+  bool wide;  // coordinates and values are double, else float
+  PointKernel kernel;
   double factor;  // κ
   int64_t batch, n, m, d;
-  const void* rows;     // (batch, n, d)
-  const void* panels;   // (batch, ⌈m / kPanel⌉, d, kPanel), anything behind the last point
-  const void* row_terms;     // r (batch, n) or null
-  const void* column_terms;  // s (batch, m) or null
-  const void* log_weights;   // log b (batch, m)
-  const void* potential;     // g (batch, m)
-  const void* eps;           // (batch)
-  void* bias;                // (batch, ⌈m / kPanel⌉ kPanel), scratch
+  const void* rows;            // (batch, n, d)
+  const void* panels;          // (batch, ⌈m / kPointPanel⌉, d, kPointPanel), zeros behind the last
+  const double* row_terms;     // r (batch, n) or null
+  const double* column_terms;  // s (batch, m) or null
+  const double* weights;       // b (batch, m)
+  const double* potential;     // g (batch, m)
+  const double* eps;           // (batch)
+  void* bias;                  // (batch, ⌈m / kPointPanel⌉ kPointPanel), scratch
 };
 
 struct PointSoftminArgs {
   PointPairs pairs;
-  const uint8_t* done;   // (batch) or null: problems that are left alone
-  const void* before;    // (batch, n) or null: what those keep
-  void* out;             // (batch, n)
+  const uint8_t* done;  // (batch) or null: problems whose results are left alone
+  double* out;          // (batch, n)
 };
 
 struct PointArgmaxArgs {
@@ -64,21 +68,21 @@ struct PointArgmaxArgs {
 
 struct PointApplyArgs {
   PointPairs pairs;
-  const void* row_potential;    // f (batch, n)
-  const void* row_log_weights;  // log a (batch, n)
-  const void* values;           // (batch, ⌈m / kPanel⌉, width, kPanel), zeros behind the last
+  const double* row_potential;  // f (batch, n)
+  const double* row_weights;    // a (batch, n)
+  const void* values;           // (batch, ⌈m / kPointPanel⌉, width, kPointPanel), likewise
   int64_t width;
-  int power;   // entries are multiplied by |x − y|^power: −1, 0 or 1
-  void* sums;  // (batch, n): Σ_j P_ij
-  void* out;   // (batch, n, width): Σ_j P_ij V_j
+  int power;     // entries are multiplied by |x − y|^power: −1, 0 or 1
+  double* sums;  // (batch, n): Σ_j P_ij
+  void* out;     // (batch, n, width): Σ_j P_ij V_j
 };
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-REGKERN_HD int64_t panel_count(int64_t m) { return (m + kPanel - 1) / kPanel; }
+REGKERN_HD int64_t point_panels(int64_t m) { return (m + kPointPanel - 1) / kPointPanel; }
 
-// 2ˣ of −127 ≤ x ≤ 128, or of −1023 ≤ x ≤ 1024 in double, within 2 ulp: 0 at the lower end and below
-// the normal numbers, infinity at the upper end. Adding 1.5 · 2²³ + 127 rounds to the nearest
+// 2ˣ of −127 ≤ x ≤ 128, or of −1023 ≤ x ≤ 1024 in double, within 2 ulp: 0 at the lower end and
+// below the normal numbers, infinity at the upper end. Adding 1.5 · 2²³ + 127 rounds to the nearest
 // integer, whose low bits are then those of the exponent; |r| ≤ ½. For numbers and vectors of them.
 template <typename V, typename Bits>
 REGKERN_HD V power_of_two_float(V x) {
@@ -127,19 +131,23 @@ REGKERN_HD C shift_by(C maximum) {
   return choose(maximum == -static_cast<C>(__builtin_inf()), C(0), maximum);
 }
 
-// What t_ij has of its column. A weight of zero excludes the column, whatever its potential is.
+// (log2 e) (log weight + (potential − term) / eps). A weight of zero excludes the point, and so
+// does a potential of +∞, which a point without partners has.
+REGKERN_HD double point_exponent(double weight, double potential, const double* term, double eps) {
+  const double infinity = __builtin_inf();
+  const double own = (potential - (term == nullptr ? 0.0 : *term)) / eps;
+  const double all = kLog2E * (weight > 0.0 ? regkern::log(weight) + own : weight + own);
+  return weight == 0.0 || potential == infinity ? -infinity : all;
+}
+
+// What t_ij has of its column.
 template <typename C>
 REGKERN_HD C column_bias(const PointPairs& p, int64_t batch, int64_t j) {
-  const double none = -__builtin_inf();
-  if (j >= p.m) return static_cast<C>(none);
+  if (j >= p.m) return -static_cast<C>(__builtin_inf());
   const int64_t at = batch * p.m + j;
-  const double w = static_cast<double>(static_cast<const C*>(p.log_weights)[at]);
-  const double g = static_cast<double>(static_cast<const C*>(p.potential)[at]);
-  const double s = p.column_terms == nullptr
-                       ? 0.0
-                       : static_cast<double>(static_cast<const C*>(p.column_terms)[at]);
-  const double eps = static_cast<double>(static_cast<const C*>(p.eps)[batch]);
-  return static_cast<C>(w == none ? none : kLog2E * (w + (g - s) / eps));
+  return static_cast<C>(point_exponent(p.weights[at], p.potential[at],
+                                       p.column_terms == nullptr ? nullptr : p.column_terms + at,
+                                       p.eps[batch]));
 }
 
 // What P_ij has of its row besides.
@@ -147,32 +155,26 @@ template <typename C>
 REGKERN_HD C row_bias(const PointApplyArgs& a, int64_t batch, int64_t i) {
   const PointPairs& p = a.pairs;
   const int64_t at = batch * p.n + i;
-  const double none = -__builtin_inf();
-  const double w = static_cast<double>(static_cast<const C*>(a.row_log_weights)[at]);
-  const double f = static_cast<double>(static_cast<const C*>(a.row_potential)[at]);
-  const double r = p.row_terms == nullptr
-                       ? 0.0
-                       : static_cast<double>(static_cast<const C*>(p.row_terms)[at]);
-  const double eps = static_cast<double>(static_cast<const C*>(p.eps)[batch]);
-  return static_cast<C>(w == none ? none : kLog2E * (w + (f - r) / eps));
+  return static_cast<C>(point_exponent(a.row_weights[at], a.row_potential[at],
+                                       p.row_terms == nullptr ? nullptr : p.row_terms + at,
+                                       p.eps[batch]));
 }
 
 // What <x, y> or |x − y| is multiplied by.
 template <typename C>
 REGKERN_HD C pair_scale(const PointPairs& p, int64_t batch) {
-  const double eps = static_cast<double>(static_cast<const C*>(p.eps)[batch]);
-  return static_cast<C>(kLog2E * p.factor / eps);
+  return static_cast<C>(kLog2E * p.factor / p.eps[batch]);
 }
 
 // t_ij of its column's part and Σ over the dimensions, which for products is scaled already.
-template <Kernel kKernel, typename C>
+template <PointKernel kKernel, typename C>
 REGKERN_HD C exponent_of(C bias, C sum, C scale) {
-  if constexpr (kKernel == Kernel::product) return bias + sum;
+  if constexpr (kKernel == PointKernel::product) return bias + sum;
   return bias - scale * regkern::sqrt(sum);
 }
-template <Kernel kKernel, typename C>
+template <PointKernel kKernel, typename C>
 REGKERN_HD C add_dimension(C sum, C x, C y) {
-  if constexpr (kKernel == Kernel::product) return sum + x * y;
+  if constexpr (kKernel == PointKernel::product) return sum + x * y;
   const C t = x - y;
   return sum + t * t;
 }
@@ -190,21 +192,18 @@ REGKERN_HD C weighted_entry(C exponent, C square) {
 
 // The softmin of a row from its largest exponent and Σ 2^(t − largest).
 template <typename C>
-REGKERN_HD C softmin_of(const PointPairs& p, int64_t batch, int64_t i, C most, C sum) {
-  const double eps = static_cast<double>(static_cast<const C*>(p.eps)[batch]);
-  const double r = p.row_terms == nullptr
-                       ? 0.0
-                       : static_cast<double>(static_cast<const C*>(p.row_terms)[batch * p.n + i]);
+REGKERN_HD double softmin_of(const PointPairs& p, int64_t batch, int64_t i, C most, C sum) {
+  const double r = p.row_terms == nullptr ? 0.0 : p.row_terms[batch * p.n + i];
   const double s = static_cast<double>(sum);
   const double log_sum = s > 0.0 && s < __builtin_inf() ? regkern::log(s) : s;
   const double all = static_cast<double>(most) * kLn2 + log_sum;
-  return static_cast<C>(s == 0.0 ? __builtin_inf() : r - eps * all);
+  return s == 0.0 ? __builtin_inf() : r - p.eps[batch] * all;
 }
 
 }  // namespace regkern::transport
 
 namespace regkern {
-REGKERN_DECLARE_KERNEL(points_softmin, transport::PointSoftminArgs)
-REGKERN_DECLARE_KERNEL(points_argmax, transport::PointArgmaxArgs)
-REGKERN_DECLARE_KERNEL(points_apply, transport::PointApplyArgs)
+REGKERN_DECLARE_KERNEL(transport_points_softmin, transport::PointSoftminArgs)
+REGKERN_DECLARE_KERNEL(transport_points_argmax, transport::PointArgmaxArgs)
+REGKERN_DECLARE_KERNEL(transport_points_apply, transport::PointApplyArgs)
 }  // namespace regkern
