@@ -100,6 +100,17 @@ EXCEPTIONS = {
     # blocks of 128 threads fit.
     r"\bkernel_sums_kernel<double": 128,
     r"\bkernel_sums_kernel<": 112,
+    # Exponentials of doubles, eight of them on their way.
+    r"\btransport_rows_kernel<double": 88,
+    # Sums over a problem's points, exponentials in double and Anderson's extrapolation: a block has
+    # a whole problem, and there are few of those.
+    r"\btransport_step_kernel\(": 128,
+    r"\btransport_end_kernel\(": 96,
+    # Eight rows by four columns of sums, and maximum and sum of each row: the more rows share a
+    # column, the fewer reads of shared memory there are for a product.
+    r"\bpoints_(softmin|argmax)_kernel<": 128,
+    # As above, with two rows by four columns, and 64-bit places in five tensors.
+    r"\bpoints_apply_kernel<": 104,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has

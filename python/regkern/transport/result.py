@@ -47,7 +47,7 @@ class Transport:
     _batch: tuple[int, ...] = field(repr=False)
 
     def _back(self, x: Tensor) -> Tensor:
-        return x.reshape(*self._batch, *x.shape[1:])
+        return x.reshape((*self._batch, *x.shape[1:]))
 
     @property
     def cost(self) -> Tensor:

@@ -47,9 +47,10 @@ def _once(x: Tensor) -> Tensor:
 
 
 def _looks() -> bool:
-    """Whether values may be looked at here, apart from what waiting for a GPU would cost."""
-    inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return not torch.compiler.is_compiling() and not inside
+    """Whether values can be looked at here: under a trace or a transform they cannot."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _fail(expected: str, got: object) -> None:
@@ -424,7 +425,7 @@ def sinkhorn(
     wide = compute_dtype(like)
 
     def back(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return t.reshape(*batch, *t.shape[1:]).to(dtype or t.dtype)
+        return t.reshape((*batch, *t.shape[1:])).to(dtype or t.dtype)
 
     return Transport(
         f=back(f, wide),
