@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regkern import _checks as checks
-from regkern.transport.divergence import sinkhorn_divergence, three_problems
+from regkern.transport.divergence import sinkhorn_divergence, three_problems, weights_of
 from regkern.transport.kernel_distances import kernel_loss
 from regkern.transport.solver import sinkhorn
 
@@ -160,13 +160,8 @@ class SamplesLoss(nn.Module):
             found = sinkhorn(x=x, y=y, a=a, b=b, eps=eps, **options)
             return (found.f, found.g) if self.potentials else found.value
         with torch.no_grad():
-            weights = (
-                torch.full(t.shape[:-1], 1.0 / t.shape[-2], dtype=torch.float64, device=t.device)
-                if w is None
-                else w.double().expand(t.shape[:-1])
-                for t, w in ((x, a), (y, b))
-            )
-            (_, f, g), (_, of_x, _), (_, of_y, _) = three_problems(x, y, *weights, eps, options)
+            u, v = weights_of("SamplesLoss", "a", a, x), weights_of("SamplesLoss", "b", b, y)
+            (_, f, g), (_, of_x, _), (_, of_y, _) = three_problems(x, y, u, v, eps, options)
         return f - of_x, g - of_y
 
     def extra_repr(self) -> str:

@@ -21,7 +21,8 @@ def _clouds(op: str, x: object, y: object, names: tuple[str, str] = ("x", "y")) 
                 f"regkern.{op}: expected `{name}` of shape (..., points, dimensions), "
                 f"got {tuple(t.shape)}"
             )
-    assert isinstance(x, Tensor) and isinstance(y, Tensor)
+    assert isinstance(x, Tensor)
+    assert isinstance(y, Tensor)
     if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or x.dtype != y.dtype:
         raise ValueError(
             f"regkern.{op}: expected `{names[1]}` of shape (..., m, d) and dtype like "
@@ -30,8 +31,7 @@ def _clouds(op: str, x: object, y: object, names: tuple[str, str] = ("x", "y")) 
     checks.on_device(op, names[1], y, x)
 
 
-
-def _weights(op: str, name: str, given: Tensor | None, cloud: Tensor) -> Tensor:
+def weights_of(op: str, name: str, given: Tensor | None, cloud: Tensor) -> Tensor:
     """Weights (..., n), double."""
     shape = cloud.shape[:-1]
     if given is None:
@@ -129,7 +129,7 @@ def sinkhorn_divergence(
     op = "sinkhorn_divergence"
     _clouds(op, x, y)
     checks.one_of(op, "cost_fn", cost_fn, COSTS)
-    u, v = _weights(op, "a", a, x), _weights(op, "b", b, y)
+    u, v = weights_of(op, "a", a, x), weights_of(op, "b", b, y)
     options = {
         "cost_fn": cost_fn,
         "rho": rho,
@@ -209,7 +209,7 @@ def monge_gap(
         raise ValueError(
             f"regkern.{op}: expected `mapped` of shape {tuple(x.shape)}, got {tuple(mapped.shape)}"
         )
-    weight = _weights(op, "a", a, x)
+    weight = weights_of(op, "a", a, x)
     least = sinkhorn(
         x=x,
         y=mapped,

@@ -159,15 +159,29 @@ def cost_of(x: Tensor, y: Tensor, cost_fn: str) -> Tensor:
         return 1.0 - (_unit(x) * _unit(y)).sum(-1)
     square = (x - y).square().sum(-1)
     if cost_fn == "euclidean":
-        there = square > 0
-        return torch.where(there, torch.where(there, square, 1.0).sqrt(), 0.0)
+        # The derivative of |x − y| at 0 is 0.
+        same = square == 0
+        return torch.where(same, 0.0, torch.where(same, 1.0, square).sqrt())
     return square if cost_fn == "sqeuclidean" else 0.5 * square
 
 
 def _unit(x: Tensor) -> Tensor:
     """x / |x|, and 0 at 0."""
-    norm = torch.linalg.vector_norm(torch.where((x == 0).all(-1, True), 1.0, x), dim=-1)
-    return x / norm[..., None]
+    norm = torch.where((x == 0).all(-1, True), 1.0, x).norm(dim=-1, keepdim=True)
+    unit: Tensor = x / norm
+    return unit
+
+
+def _mean(x: Tensor, y: Tensor) -> Tensor:
+    """The mean of the points of both clouds (B, 1, d) that are finite, without gradients."""
+    with torch.no_grad():
+        total = torch.zeros_like(x[:, :1], dtype=torch.float64)
+        count = torch.zeros_like(total[..., :1])
+        for t in (x, y):
+            there = t.isfinite().all(-1, True)
+            total = total + torch.where(there, t, 0.0).sum(1, True, dtype=torch.float64)
+            count = count + there.sum(1, True)
+        return (total / count.clamp(min=1)).to(x.dtype)
 
 
 class PointCost:
@@ -190,7 +204,8 @@ class PointCost:
 
     def replaced(self, *tensors: Tensor) -> PointCost:
         """The same engine over other tensors."""
-        return PointCost(*tensors, cost_fn=self.cost_fn)
+        x, y = tensors
+        return PointCost(x, y, self.cost_fn)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -210,18 +225,19 @@ class PointCost:
         if self.cost_fn == "cosine":
             x, y = _unit(x), _unit(y)
         elif self.cost_fn != "dot":
-            with torch.no_grad():
-                total = x.sum(1, True, dtype=torch.float64) + y.sum(1, True, dtype=torch.float64)
-                mean = (total / (x.shape[1] + y.shape[1])).to(dtype)
+            mean = _mean(x, y)
             x, y = x - mean, y - mean
         terms: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.cost_fn in ("sqeuclidean", "half_sqeuclidean"):
             scale = 0.5 * self.factor
-            terms = tuple(scale * t.double().square().sum(-1) for t in (x, y))  # type: ignore[assignment]
+            terms = (scale * x.double().square().sum(-1), scale * y.double().square().sum(-1))
+            # A point at infinity is far from all others: its term says so, and NaN as well.
+            x, y = (torch.where(t.isfinite().all(-1, True), t, 0.0) for t in (x, y))
         elif self.cost_fn == "cosine":
             terms = (torch.ones_like(x[..., 0], dtype=torch.float64), None)
-        return tuple(  # type: ignore[return-value]
-            _Side(t.contiguous(), to_panels(t), own) for t, own in zip((x, y), terms, strict=True)
+        return (
+            _Side(x.contiguous(), to_panels(x), terms[0]),
+            _Side(y.contiguous(), to_panels(y), terms[1]),
         )
 
     def solve(
@@ -333,7 +349,7 @@ class PointCost:
     def scale(self, kind: str) -> Tensor:
         """The mean or the largest magnitude of the costs (B), without gradients."""
         with torch.no_grad():
-            (x, xs, r), (y, ys, s) = self.sides
+            (x, _, r), (y, ys, s) = self.sides
             batch, n, m = self.shape
             ones_a, ones_b = x.new_ones((batch, n)).double(), y.new_ones((batch, m)).double()
             if kind == "mean" and self.kernel == "product":

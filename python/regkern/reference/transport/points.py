@@ -17,11 +17,13 @@ def costs(x: Tensor, y: Tensor, cost_fn: str) -> Tensor:
     if cost_fn == "dot":
         return -products
     if cost_fn == "cosine":
-        return 1 - products / (x.norm(dim=-1) * y.norm(dim=-1))
+        lengths: Tensor = x.norm(dim=-1) * y.norm(dim=-1)
+        return 1 - products / lengths
     square = (x - y).square().sum(-1)
     if cost_fn == "euclidean":
         # The derivative of |x − y| at 0 is 0.
-        return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+        same = square == 0
+        return torch.where(same, 0.0, torch.where(same, 1.0, square).sqrt())
     return square if cost_fn == "sqeuclidean" else square / 2
 
 
