@@ -11,9 +11,9 @@ namespace {
 using namespace transport;
 
 // Rows that share what a panel is read for: their sums fill the registers.
-constexpr int kRows = kRegisterBytes == 64 ? 8 : 4;
+constexpr int kRows = kRegisterBytes == 64 ? 8 : kRegisterBytes == 32 ? 6 : 4;
 // Rows that pass over a panel while it is in the cache, each with its lanes.
-constexpr int kGroup = 32;
+constexpr int kGroup = kRows * (32 / kRows + (32 % kRows != 0));
 constexpr int64_t kGrain = int64_t{1} << 16;  // pairs of a task, times dimensions
 
 template <typename C>
