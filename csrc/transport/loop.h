@@ -21,9 +21,14 @@ namespace regkern::transport {
 enum class Acceleration : int { none, relaxed, adaptive, anderson };
 
 constexpr int kMemory = 5;  // differences that Anderson's extrapolation combines
-// The products of the residuals' differences, a copy that the solver overwrites, the weights, and
-// whether there are any.
-constexpr int kProducts = 2 * kMemory * kMemory + kMemory + 1;
+// The products of the residuals' differences, a copy that the solver overwrites, the weights,
+// whether there are any, and for how many iterations the last failure was followed by plain ones.
+constexpr int kProducts = 2 * kMemory * kMemory + kMemory + 2;
+// Images, residuals, the last ones of both, and the image of the least error.
+constexpr int kHistory = 2 * kMemory + 3;
+// An error that is so many times the least one is a failure.
+constexpr double kFailure = 10.0;
+constexpr double kLongestWait = 64.0;
 
 struct RelaxArgs {
   int64_t batch, size;
@@ -49,12 +54,12 @@ struct StepArgs {
   const double *f_raw, *f_next, *g_raw;
   double* omega;        // (B)
   double* error;        // (B)
-  double* last_error;   // (B)
+  double* last_error;   // (B); of Anderson's iterations the least one
   int32_t* iterations;  // (B)
   int8_t* status;       // (B)
   uint8_t* done;        // (B)
-  // Anderson's: differences of images and of residuals (B, 2 kMemory + 2, m), (B, kProducts), how
-  // many images there were since the start (B).
+  // Anderson's: (B, kHistory, m), (B, kProducts), and how many images there were since the start,
+  // or less than 0, how many there are to be before it (B).
   double* history;
   double* products;
   int32_t* images;
@@ -149,23 +154,40 @@ REGKERN_HD double violations(Team& team, int64_t size, const double* weight, con
 }
 
 // One step of Anderson's extrapolation on g, of type II: among the affine combinations of the last
-// images that of the least residual, weighted by b.
+// images that of the least residual, weighted by b. An extrapolation that led far off is undone: g
+// is the image of the least error again, and plain iterations follow, twice as many every time.
 REGKERN_CALLS_ARGUMENT
 template <typename Team>
 REGKERN_HD void extrapolate(Team& team, const StepArgs& args, int64_t p, double damping,
-                            bool start) {
+                            double error, double least) {
   const int64_t m = args.m;
   double* const g = args.g + p * m;
   const double* const raw = args.g_raw + p * m;
   const double* const weight = args.b + p * m;
-  double* const images = args.history + p * (2 * kMemory + 2) * m;
+  double* const images = args.history + p * kHistory * m;
   double* const residuals = images + kMemory * m;
   double* const last_image = residuals + kMemory * m;
   double* const last_residual = last_image + m;
+  double* const best = last_residual + m;
   double* const products = args.products + p * kProducts;
   double* const matrix = products + kMemory * kMemory;
   double* const x = matrix + kMemory * kMemory;
-  const int seen = start ? 0 : args.images[p];
+  double* const wait = x + kMemory + 1;
+  if (error <= least) team.each(m, [=](int64_t j) { best[j] = damping * raw[j]; });
+  if (error > kFailure * least) {
+    team.each(m, [=](int64_t j) { g[j] = best[j]; });
+    team.once([=] {
+      *wait = *wait * 2.0 + 2.0 < kLongestWait ? *wait * 2.0 + 2.0 : kLongestWait;
+      args.images[p] = -static_cast<int32_t>(*wait);
+    });
+    return;
+  }
+  const int seen = args.images[p];
+  if (seen < 0) {
+    team.each(m, [=](int64_t j) { g[j] = damping * raw[j]; });
+    team.once([=] { args.images[p] = seen + 1; });
+    return;
+  }
   const int slot = seen > 0 ? (seen - 1) % kMemory : 0;
   const int count = seen < kMemory ? seen : kMemory;
   team.each(m, [=](int64_t j) {
@@ -229,8 +251,7 @@ REGKERN_HD void step(Team& team, const StepArgs& args, int64_t p) {
   }
   team.each(n, [=](int64_t i) { args.f[p * n + i] = args.f_next[p * n + i]; });
   if (anderson) {
-    // An extrapolation that made it worse is forgotten, and with it what led there.
-    extrapolate(team, args, p, damping, !(error <= 2.0 * last));
+    extrapolate(team, args, p, damping, error, last);
   } else {
     team.each(m, [=](int64_t j) {
       double* const g = args.g + p * m;
@@ -246,7 +267,7 @@ REGKERN_HD void step(Team& team, const StepArgs& args, int64_t p) {
   team.once([=] {
     args.iterations[p] = static_cast<int32_t>(args.iteration);
     args.omega[p] = omega;
-    args.last_error[p] = error;
+    args.last_error[p] = anderson && last < error ? last : error;
     const double cooled = eps * args.scaling;
     args.eps[p] = cooled > args.eps_end[p] ? cooled : args.eps_end[p];
     if (measures && due && args.stops && scaled) {

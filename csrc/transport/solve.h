@@ -169,8 +169,7 @@ inline Solution solve(Transform& engine, const Problem& problem, const Settings&
   Tensor f_raw = zeros({batch, n}), f_next = zeros({batch, n}), g_raw = zeros({batch, m});
   Tensor last = double_copy(found.error), done = zeros({batch}, ScalarType::Byte);
   const bool anderson = settings.acceleration == Acceleration::anderson;
-  Tensor history =
-      new_tensor(like, {anderson ? batch * (2 * kMemory + 2) * m : 0}, ScalarType::Double);
+  Tensor history = new_tensor(like, {anderson ? batch * kHistory * m : 0}, ScalarType::Double);
   Tensor products = zeros({anderson ? batch * kProducts : 0});
   Tensor images = zeros({anderson ? batch : 0}, ScalarType::Int);
   const double* const rho_a = const_data<double>(problem.rho);

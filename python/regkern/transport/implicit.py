@@ -45,9 +45,8 @@ class Engine(Protocol):
 def damping(rho: Tensor, eps: Tensor) -> Tensor:
     """ρ / (ρ + ε) as a column, 1 for a hard side."""
     soft = rho.isfinite()
-    return torch.where(soft, torch.where(soft, rho, 1.0) / (torch.where(soft, rho, 1.0) + eps), 1.0)[
-        :, None
-    ]
+    reach = torch.where(soft, rho, 1.0)
+    return torch.where(soft, reach / (reach + eps), 1.0)[:, None]
 
 
 def target(weight: Tensor, potential: Tensor, rho: Tensor) -> Tensor:
@@ -119,13 +118,18 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.engine, ctx.steps = inputs[:2]
+        # The value's first derivative has no business here, and its second must not be refused.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
     @once_only("sinkhorn")
-    def backward(ctx: Any, df: Tensor, dg: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> tuple[Any, ...]:
+        if df is None and dg is None:
+            return (None,) * len(ctx.needs_input_grad)
         f, g, a, b, eps, rho, *tensors = ctx.saved_tensors
-        df, dg = torch.where(a > 0, df, 0.0), torch.where(b > 0, dg, 0.0)
+        df = torch.zeros_like(f) if df is None else torch.where(a > 0, df, 0.0)
+        dg = torch.zeros_like(g) if dg is None else torch.where(b > 0, dg, 0.0)
         needs = ctx.needs_input_grad[4:]
         inputs = [
             t.detach().requires_grad_(need)

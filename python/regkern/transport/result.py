@@ -110,5 +110,3 @@ class Transport:
         mass = both[..., -1:]
         there = mass != 0
         return torch.where(there, both[..., :-1] / torch.where(there, mass, 1.0), 0.0)
-
-

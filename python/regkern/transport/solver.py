@@ -77,9 +77,7 @@ def _reach(rho: Any, batch: tuple[int, ...], like: Tensor) -> Tensor:
     pair = rho if isinstance(rho, tuple | list) else (rho, rho)
     if len(pair) != 2:
         _fail("`rho` to be a number or two", f"{len(pair)} of them")
-    return torch.stack(
-        [_number("rho", math.inf if r is None else r, batch, like) for r in pair]
-    )
+    return torch.stack([_number("rho", math.inf if r is None else r, batch, like) for r in pair])
 
 
 def _weights(
@@ -211,8 +209,10 @@ def _value(
     r"""⟨a, φ(f)⟩ + ⟨b, φ(g)⟩ − ε (ΣP − Σa Σb). The plan's mass is that of its column marginals,
     which are exact; as a function of the costs it is Σ a e^((f − f̂)/ε)."""
     here, there = a > 0, b > 0
-    dual = torch.where(here, a * _conjugate(torch.where(here, f, 0.0), rho[0]), 0.0).sum(-1)
-    dual = dual + torch.where(there, b * _conjugate(torch.where(there, g, 0.0), rho[1]), 0.0).sum(-1)
+    # An infinite potential of no weight is not to be seen.
+    of_a = a * _conjugate(torch.where(here, f, 0.0), rho[0])
+    of_b = b * _conjugate(torch.where(there, g, 0.0), rho[1])
+    dual = of_a.sum(-1) + of_b.sum(-1)
     if differentiable:
         raw = engine.softmin(b, g, eps, False)
         met = here & raw.isfinite()
@@ -221,6 +221,43 @@ def _value(
     else:
         mass = target(b, g, rho[1]).sum(-1)
     return dual - eps * (mass - a.sum(-1) * b.sum(-1))
+
+
+class _Value(torch.autograd.Function):
+    """The value at potentials that are optimal: its derivative by them is 0, but that of its
+    gradient is not."""
+
+    @staticmethod
+    def forward(
+        engine: Engine,
+        f: Tensor,
+        g: Tensor,
+        a: Tensor,
+        b: Tensor,
+        eps: Tensor,
+        rho: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        return _value(engine.replaced(*tensors), a, b, f, g, eps, rho, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.engine = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        f, g, *inputs = ctx.saved_tensors
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Other tensors than those on which f and g depend.
+            inputs = [t.view_as(t) if t.requires_grad else t for t in inputs]
+            a, b, eps, rho, *tensors = inputs
+            value = _value(ctx.engine.replaced(*tensors), a, b, f, g, eps, rho, True)
+            wanted = [t for t in inputs if t.requires_grad]
+            found = torch.autograd.grad(value, wanted, grad, create_graph=twice, allow_unused=True)
+        grads = iter(found)
+        return (None, None, None, *(next(grads) if t.requires_grad else None for t in inputs))
 
 
 def _points(x: Tensor, y: Tensor, cost_fn: str, batch: int) -> Engine:
@@ -331,10 +368,11 @@ def sinkhorn(
     Notes
     -----
     In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
-    read as they are. On the CPU a full iteration reads the cost once and computes one exponential
-    an element, on a GPU twice; nothing of the size of the cost is allocated. Per iteration the
-    bytes moved are those of the cost. Problems that have converged are skipped. No call waits for
-    the device, and results have the same bits for any number of threads.
+    read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as
+    to the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads
+    the cost once and computes one exponential an element, on a GPU twice; nothing of the size of
+    the cost is allocated. Problems that have converged are skipped. No call waits for the device,
+    and results have the same bits for any number of threads.
 
     References
     ----------
@@ -357,7 +395,8 @@ def sinkhorn(
         batch, n, m = tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1]
         like = cost
     else:
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         for name, t in (("x", x), ("y", y)):
             checks.floating(_OP, name, t)
             if t.dim() < 2 or t.shape[-2] == 0:
@@ -389,7 +428,8 @@ def sinkhorn(
     if cost is not None:
         engine = DenseCost(cost.reshape(count, n, m).contiguous())
     else:
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         engine = _points(x, y, cost_fn, count)
     e_start = None
     if eps_rel is not None:
@@ -413,11 +453,15 @@ def sinkhorn(
         a, b, e, reach = (_once(t) for t in (a, b, e, reach))
         engine = engine.replaced(*(_once(t) for t in engine.tensors))
     f, g = found.f, found.g
-    value = _value(engine, a, b, f, g, e, reach, wanted)
+    value: Tensor
+    if gradient == "implicit" and wanted:
+        value = function_apply(_Value, engine, f, g, a, b, e, reach, *engine.tensors)
+    else:
+        value = _value(engine, a, b, f, g, e, reach, wanted)
     if entropy == "plain":
-        mass = a.sum(-1)
-        own = (torch.special.xlogy(w, w).sum(-1) for w in (a, b))
-        value = value + e * (sum(own) * 1.0 + mass - mass * b.sum(-1))
+        mass, own = a.sum(-1), torch.special.xlogy(a, a).sum(-1)
+        own = own + torch.special.xlogy(b, b).sum(-1)
+        value = value + e * (own + mass - mass * b.sum(-1))
     if check and _looks() and bool((found.status == 2).any()):
         bad = (found.status == 2).nonzero()[:, 0].tolist()
         _fail("problems with a finite plan", f"infeasible or not a number: {bad}")
