@@ -330,6 +330,7 @@ RECORDERS = (
     "test_proximal_groups",
     "test_proximal_optim",
     "test_quantize_optim",
+    "test_transport_normalize",
 )
 
 

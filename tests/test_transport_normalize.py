@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from recording import Call, Recorder
-from regkern.nn.transport_normalize import SinkhornNormalize
+from regkern.nn.transport.normalize import SinkhornNormalize
 from regkern.reference.transport import normalize as reference
 from regkern.transport.normalize import sinkhorn_normalize
 from sample import normal

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from regkern.nn.transport_divergence import SamplesLoss, SinkhornDivergence
+from regkern.nn.transport.divergence import SamplesLoss, SinkhornDivergence
 from regkern.reference.transport import dense as dense_reference
 from regkern.reference.transport import points as reference
 from regkern.transport.divergence import monge_gap, sinkhorn_divergence

@@ -6,6 +6,7 @@ from regkern._library import build_info  # loads the libraries: first
 from regkern import optim as optim
 from regkern import proximal as proximal
 from regkern import spectral as spectral
+from regkern import transport as transport
 from regkern.masks import (
     Mixed,
     MixParams,

@@ -60,6 +60,7 @@ from regkern.nn.spectral import (
     spectral_norm,
     weight_conditioning,
 )
+from regkern.nn.transport import SamplesLoss, SinkhornDivergence, SinkhornNormalize
 
 __all__ = [
     "ASH",
@@ -93,7 +94,10 @@ __all__ = [
     "RandomErasing",
     "SLLConv2d",
     "SLLLinear",
+    "SamplesLoss",
     "Shrink",
+    "SinkhornDivergence",
+    "SinkhornNormalize",
     "Sparsemax",
     "SparsemaxLoss",
     "SpectralConv1d",

@@ -199,12 +199,13 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     places still does. A layer is left, and the reason given, where that cannot be had: a subclass,
     hooks, a parametrization, a setting without a counterpart.
 
-    Known: ``torchvision.ops.DropBlock2d`` and ``DropBlock3d``; ``timm.layers.DropBlock2d``
+    Known: torch's dropout layers, ``torchvision.ops.StochasticDepth`` and ``timm.layers.DropPath``;
+    ``torchvision.ops.DropBlock2d`` and ``DropBlock3d``; ``timm.layers.DropBlock2d``
     (1.0.23 and newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its
     ``LinearScheduler`` too; ``torch.ao.quantization.FakeQuantize`` with integer zero points;
     torchao's ``IntxFakeQuantizer`` with dynamic ranges; qtorch's ``Quantizer`` of fixed-point
-    numbers; entmax's ``Sparsemax``, ``Entmax15`` and their losses; torch's ``spectral_norm``, the
-    parametrization and the older hook. `register_swap` and `register_carried` add others.
+    numbers; entmax's ``Sparsemax``, ``Entmax15`` and their losses; geomloss's ``SamplesLoss``; torch's
+    ``spectral_norm``, the parametrization and the older hook. `register_swap` and `register_carried` add others.
 
     Parameters
     ----------
@@ -272,3 +273,4 @@ from regkern.swap import masks as masks  # noqa: E402
 from regkern.swap import proximal as proximal  # noqa: E402
 from regkern.swap import quantize as quantize  # noqa: E402
 from regkern.swap import spectral as spectral  # noqa: E402
+from regkern.swap import transport as transport  # noqa: E402

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from regkern.nn.transport_divergence import SamplesLoss
+from regkern.nn.transport.divergence import SamplesLoss
 from regkern.swap import NoCounterpart, register_swap
 
 
