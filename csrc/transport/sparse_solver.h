@@ -239,7 +239,8 @@ REGKERN_HD void step_problem(Team& team, const SparseTransportArgs& args, int64_
   team.each(n, [=](int64_t i) { args.row_sums[problem * n + i] = 0; });
   const double value = trial_value(team, args, problem);
   ++s.evaluations;
-  if (is_nan(value)) {
+  // +∞ comes of a cost of −∞.
+  if (!(value < __builtin_inf())) {
     s.status = kNotANumber;
     s.done = 1;
   } else if (s.evaluations == 1 || s.accept != 0) {

@@ -182,7 +182,9 @@ REGKERN_HD ColumnSums cap_best(Best& best, double b, double gamma) {
 }
 
 // Of an entry of a row, in units: at most 2⁶¹ all together.
-REGKERN_HD int64_t row_units(double p, double unit) { return static_cast<int64_t>(p * unit); }
+REGKERN_HD int64_t row_units(double p, double unit) {
+  return p > 0.0 ? static_cast<int64_t>(p * unit) : 0;
+}
 
 // The threshold of a column falls by no more than the potentials do.
 REGKERN_HD double warm_threshold(double before, double drop, double largest) {

@@ -40,7 +40,14 @@ _solve = register("sparse_transport", _fake_solve)
 
 
 def _dense_plan(
-    cost: Tensor, b: Tensor, gamma: Tensor, f: Tensor, g: Tensor, index: Tensor, entries: Tensor
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    gamma: Tensor,
+    f: Tensor,
+    g: Tensor,
+    index: Tensor,
+    entries: Tensor,
 ) -> Tensor:
     """P (B, n, m) in float64."""
     if index.shape[-1] > 0:
@@ -49,7 +56,8 @@ def _dense_plan(
         empty = entries.new_zeros((f.shape[0], f.shape[1], b.shape[1]))
         return empty.scatter_add(1, rows, entries.transpose(-1, -2))
     x = f.unsqueeze(-1) + g.unsqueeze(-2) - cost
-    return (x.clamp(min=0.0) / gamma[:, None, None]).minimum(b.unsqueeze(-2))
+    plan = (x.clamp(min=0.0) / gamma[:, None, None]).minimum(b.unsqueeze(-2))
+    return torch.where(a.unsqueeze(-1) > 0, plan, 0.0)
 
 
 def _like(gradient: Tensor, x: Tensor) -> Tensor:
@@ -71,7 +79,7 @@ def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """The envelope theorem: dC = P, da = f, db = g, dγ = ½ |P|²."""
     cost, a, b, gamma, f, g, index, entries = ctx.saved_tensors
     up = grads[2]
-    plan = _dense_plan(cost, b, gamma, f, g, index, entries)
+    plan = _dense_plan(cost, a, b, gamma, f, g, index, entries)
     along = up.unsqueeze(-1)
     return (
         _like(up[:, None, None] * plan, cost),
@@ -201,7 +209,7 @@ class SparseTransport:
         """P (..., n, m). Differentiable by its active support, once."""
         cost, a, b, gamma, f, g, index, entries = self._raw
         with torch.no_grad():
-            plan = _dense_plan(cost, b, gamma, f, g, index, entries)
+            plan = _dense_plan(cost, a, b, gamma, f, g, index, entries)
         if any(t.requires_grad for t in (cost, a, b, gamma)):
             plan = function_apply(_Plan, plan, cost, a, b, gamma)
         return plan.to(self.value.dtype).reshape(*self._batch, *plan.shape[1:])
@@ -225,7 +233,7 @@ class SparseTransport:
         place = there.nonzero().unbind(-1)
         where = torch.stack([*place[:-2], index[there].long(), place[-2]])
         shape = (*self._batch, self.f.shape[-1], self.g.shape[-1])
-        return torch.sparse_coo_tensor(where, entries[there], shape)
+        return torch.sparse_coo_tensor(where, entries[there], shape, check_invariants=False)
 
 
 def _looks_at_values(x: Tensor) -> bool:
@@ -425,7 +433,7 @@ def sparse_transport(
 
 def _whole(t: Tensor, batch: Sequence[int], *size: int) -> Tensor:
     """t for each problem of the batch, which becomes one dimension."""
-    return t.expand(*batch, *size).reshape(math.prod(batch), *size).contiguous()
+    return t.expand((*batch, *size)).reshape(math.prod(batch), *size).contiguous()
 
 
 def _start(op: str, name: str, t: Tensor, size: int, like: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def _newton(cost: Tensor, a: Tensor, b: Tensor, gamma: float) -> Tensor:
     for _ in range(300):
         plan = excess(z) / gamma
         rest = target - torch.cat([plan.sum(1), plan.sum(0)])
-        if rest.abs().sum() < 1e-15:
+        if rest.abs().sum() < 1e-14:
             break
         active = (plan > 0).double()
         hessian = torch.zeros(n + m, n + m, dtype=torch.float64)
@@ -31,8 +31,10 @@ def _newton(cost: Tensor, a: Tensor, b: Tensor, gamma: float) -> Tensor:
         hessian += torch.diag(torch.cat([active.sum(1), active.sum(0)]))
         damped = hessian / gamma + 1e-11 / gamma * torch.eye(n + m, dtype=torch.float64)
         step, length, before = torch.linalg.solve(damped, rest), 1.0, dual(z)
-        while dual(z + length * step) < before and length > 1e-12:
+        while dual(z + length * step) < before and length > 1e-13:
             length /= 2
+        if length <= 1e-13:  # rounding is all that is left
+            break
         z = z + length * step
     return excess(z) / gamma
 
