@@ -109,6 +109,17 @@ REGKERN_HD double trial_value(Team& team, const SparseTransportArgs& args, int64
   return team.sum(m, [=](int64_t j) { return columns[j]; }) - linear;
 }
 
+#if defined(__CUDACC__)
+#define REGKERN_UNROLL _Pragma("unroll")
+#else
+#define REGKERN_UNROLL
+#endif
+
+// The step of the pair of age q; the change of the gradient lies behind it.
+REGKERN_HD int step_of(const SparseState& s, int q) {
+  return kSteps + 2 * ((s.newest - q + kHistory) % kHistory);
+}
+
 // d = −H g by the two loops over the pairs, with H₀ = scale.
 template <typename Team>
 REGKERN_HD double choose_direction(Team& team, const SparseTransportArgs& args, int64_t problem,
@@ -117,24 +128,26 @@ REGKERN_HD double choose_direction(Team& team, const SparseTransportArgs& args, 
   const double* g = vector_of(args, problem, kGradient);
   double* d = vector_of(args, problem, kDirection);
   team.each(size, [=](int64_t i) { d[i] = -g[i]; });
+  // Places known when this is compiled: an array that is not looked up in lies in registers.
   double shares[kHistory];
-  for (int q = 0; q < s.stored; ++q) {
-    const int slot = (s.newest - q + kHistory) % kHistory;
-    const double* step = vector_of(args, problem, kSteps + 2 * slot);
-    const double* change = vector_of(args, problem, kSteps + 2 * slot + 1);
-    const double share =
-        s.curvature[slot] * team.sum(size, [=](int64_t i) { return step[i] * d[i]; });
+  REGKERN_UNROLL
+  for (int q = 0; q < kHistory; ++q) {
+    if (q >= s.stored) continue;
+    const double* step = vector_of(args, problem, step_of(s, q));
+    const double* change = step + size;
+    const double share = s.curvature[q] * team.sum(size, [=](int64_t i) { return step[i] * d[i]; });
     shares[q] = share;
     team.each(size, [=](int64_t i) { d[i] -= share * change[i]; });
   }
   const double scale = s.scale;
   team.each(size, [=](int64_t i) { d[i] *= scale; });
-  for (int q = s.stored - 1; q >= 0; --q) {
-    const int slot = (s.newest - q + kHistory) % kHistory;
-    const double* step = vector_of(args, problem, kSteps + 2 * slot);
-    const double* change = vector_of(args, problem, kSteps + 2 * slot + 1);
+  REGKERN_UNROLL
+  for (int q = kHistory - 1; q >= 0; --q) {
+    if (q >= s.stored) continue;
+    const double* step = vector_of(args, problem, step_of(s, q));
+    const double* change = step + size;
     const double back =
-        shares[q] - s.curvature[slot] * team.sum(size, [=](int64_t i) { return change[i] * d[i]; });
+        shares[q] - s.curvature[q] * team.sum(size, [=](int64_t i) { return change[i] * d[i]; });
     team.each(size, [=](int64_t i) { d[i] += back * step[i]; });
   }
   return team.sum(size, [=](int64_t i) { return g[i] * d[i]; });
@@ -188,7 +201,9 @@ REGKERN_HD void take_trial(Team& team, const SparseTransportArgs& args, int64_t 
     if (curved > 0.0 && curved * curved > 1e-20 * changed * moved) {
       s.newest = slot;
       s.stored = s.stored < kHistory ? s.stored + 1 : kHistory;
-      s.curvature[slot] = 1.0 / curved;
+      REGKERN_UNROLL
+      for (int q = kHistory - 1; q > 0; --q) s.curvature[q] = s.curvature[q - 1];
+      s.curvature[0] = 1.0 / curved;
       s.scale = curved / changed;
     }
   }
@@ -321,5 +336,7 @@ REGKERN_HD void finish_problem(Team& team, const SparseTransportArgs& args, int6
     args.status[problem] = static_cast<int8_t>(s.status);
   });
 }
+
+#undef REGKERN_UNROLL
 
 }  // namespace regkern::transport

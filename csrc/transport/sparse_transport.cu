@@ -96,6 +96,7 @@ __device__ __forceinline__ void best_entries(const Column<T>& t) {
   const int k = static_cast<int>(t.args.k);
   RK_DYNAMIC_SHARED(double, values);
   auto* const indices = reinterpret_cast<int32_t*>(values + k * kThreads);
+  int32_t* const counts = indices + k * kThreads;
   const int me = static_cast<int>(threadIdx.x);
   Best best{values + me, indices + me, kThreads, 0};
   double least = __builtin_inf();
@@ -126,7 +127,6 @@ __device__ __forceinline__ void best_entries(const Column<T>& t) {
            }
          });
   // The lists of the stripes go into the first one's.
-  RK_SHARED(int, counts, kThreads);
   counts[me] = bad ? -1 : best.count;
   __syncthreads();
   if (me < kLanes && t.there()) {
@@ -252,7 +252,7 @@ enum class Entries { best, capped, projected };
 
 template <typename T, Entries kEntries>
 __global__ void __launch_bounds__(kThreads, 2)
-    evaluate_kernel(SparseTransportArgs args, bool finished) {
+    sparse_evaluate_kernel(SparseTransportArgs args, bool finished) {
   const int64_t tiles = (args.columns + kLanes - 1) / kLanes;
   for (int64_t task = blockIdx.x; task < tiles * args.batch; task += gridDim.x) {
     const int64_t problem = task / tiles;
@@ -286,10 +286,12 @@ void solve(const SparseTransportArgs& args, cudaStream_t stream) {
   const int64_t tiles = ceil_div(args.columns, int64_t{kLanes});
   const int64_t grid = grid_blocks(tiles * args.batch, kBlocksPerSm);
   const int64_t teams = grid_blocks(args.batch, kBlocksPerSm);
-  const int64_t entry = sizeof(double) + sizeof(int32_t);
-  const int64_t shared = kEntries == Entries::best ? args.k * kThreads * entry : 0;
+  // A list for each thread, and its length.
+  const int64_t list = args.k * static_cast<int64_t>(sizeof(double) + sizeof(int32_t));
+  const int64_t length = sizeof(int32_t);
+  const int64_t shared = kEntries == Entries::best ? kThreads * (list + length) : 0;
   const auto evaluate = [&](bool finished) {
-    RK_LAUNCH((evaluate_kernel<T, kEntries>), grid, kThreads,
+    RK_LAUNCH((sparse_evaluate_kernel<T, kEntries>), grid, kThreads,
               large_shared(static_cast<std::size_t>(shared)), stream, args, finished);
   };
   RK_LAUNCH((sparse_stage_kernel<Stage::start>), teams, kTeamLanes, 0, stream, args);

@@ -42,7 +42,7 @@ struct SparseState {
   double largest;  // of |α| in the trial
   double drop;     // the least of its changes since the last one, or −∞
   double error, least_error, held_value;
-  double curvature[kHistory];  // 1 / ⟨s, y⟩
+  double curvature[kHistory];  // 1 / ⟨s, y⟩, of the newest pair first
   int32_t newest, stored, trials, stalls, evaluations;
   int32_t accept;  // whatever comes next
   int32_t status, done;
