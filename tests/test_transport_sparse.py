@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from regkern.reference.transport import exact as exact_reference
 from regkern.reference.transport import sparse as reference
 from regkern.transport.exact import assignment, transport_1d, wasserstein_1d
 from regkern.transport.sparse import sparse_transport
-from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
 DOUBLE = torch.float64
@@ -38,12 +36,12 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-9, rtol: float = 1e-9) -> None:
 def exact_value(cost: Tensor, a: Tensor, b: Tensor) -> float:
     """The linear program's optimum."""
     n, m = cost.shape
-    rows = np.kron(np.eye(n), np.ones((1, m)))
-    columns = np.kron(np.ones((1, n)), np.eye(m))
-    result = linprog(
+    rows = torch.kron(torch.eye(n, dtype=DOUBLE), torch.ones(1, m, dtype=DOUBLE))
+    columns = torch.kron(torch.ones(1, n, dtype=DOUBLE), torch.eye(m, dtype=DOUBLE))
+    result = pytest.importorskip("scipy.optimize").linprog(
         cost.numpy().ravel(),
-        A_eq=np.concatenate([rows, columns]),
-        b_eq=np.concatenate([a.numpy(), b.numpy()]),
+        A_eq=torch.cat([rows, columns]).numpy(),
+        b_eq=torch.cat([a, b]).numpy(),
     )
     return float(result.fun)
 
@@ -380,11 +378,12 @@ def test_line_errors() -> None:
 
 @pytest.mark.parametrize("shape", [(9, 9), (5, 12), (13, 4), (1, 1), (200, 200)])
 def test_assignment_is_scipys(shape: tuple[int, int]) -> None:
+    optimize = pytest.importorskip("scipy.optimize")
     cost = draw(2, *shape, salt=shape[1])
     cost[1] = (cost[1] * 5).floor()  # ties
     result = assignment(cost)
     for c, columns, value, u, v in zip(cost, *result[:4], strict=True):
-        rows, theirs = linear_sum_assignment(c.numpy())
+        rows, theirs = optimize.linear_sum_assignment(c.numpy())
         assert abs(float(value) - c.numpy()[rows, theirs].sum()) < 1e-9
         there = columns >= 0
         assert int(there.sum()) == min(shape) == len(set(columns[there].tolist()))

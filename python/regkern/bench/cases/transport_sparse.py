@@ -17,16 +17,18 @@ from regkern.reference.transport import exact as exact_reference
 from regkern.reference.transport import sparse as reference
 from regkern.transport import exact, sparse
 
-COST, COST_SMALL = (512, 512), (7, 9)
-MANY, MANY_SMALL = (64, 64, 64), (2, 3, 4)
+COST, COST_SMALL = (1, 512, 512), (2, 7, 9)
+SCORES, SCORES_SMALL = (512, 512), (7, 9)
+# The reference tries all permutations.
+MANY, MANY_SMALL = (4096, 5, 5), (2, 3, 4)
 LINES, LINES_SMALL = (64, 4096), (3, 9)
 GAMMA = 10.0
 
 
 def _points(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
     """Squared distances of two clouds in the plane."""
-    x = torch.rand(shape[0], 2, dtype=torch.float64)
-    y = torch.rand(shape[1], 2, dtype=torch.float64) + 0.2
+    x = torch.rand(shape[0], shape[1], 2, dtype=torch.float64)
+    y = torch.rand(shape[0], shape[2], 2, dtype=torch.float64) + 0.2
     return {"x": torch.cdist(x, y).square().to(dtype).to(device)}
 
 
@@ -44,7 +46,7 @@ def _ours(i: Inputs, k: int | None = None, method: str | None = None, tol: float
 
 def _exactly(i: Inputs, k: int | None = None, method: str | None = None) -> Any:
     """What `--check` compares on the small shape, whose plan has fewer than k entries a column."""
-    rows = i["x"].shape[0]
+    rows = i["x"].shape[1]
     k = None if k is None else max(k, min(rows, sparse.MOST_ENTRIES) if rows < 64 else k)
     return _ours(i, k, method, 1e-4 if rows >= 64 else 1e-7)
 
@@ -59,14 +61,17 @@ def _pot(name: str, k: int | None) -> Rival:
         kind = "l2" if k is None else "sparsity_constrained"
 
         def run(i: Inputs) -> Any:
-            n, m = i["x"].shape
+            n, m = i["x"].shape[1:]
             a, b = (
                 torch.full((n,), 1 / n).double().numpy(),
                 torch.full((m,), 1 / m).double().numpy(),
             )
             # It prints a line for each evaluation.
             with contextlib.redirect_stdout(io.StringIO()):
-                return function(a, b, i["x"].double().numpy(), GAMMA, reg_type=kind, max_nz=k)
+                return [
+                    function(a, b, c, GAMMA, reg_type=kind, max_nz=None if k is None else min(k, n))
+                    for c in i["x"].double().cpu().numpy()
+                ]
 
         return run
 
@@ -101,8 +106,8 @@ def _columns(op: str) -> Case:
     return Case(
         op=op,
         variant="columns",
-        shape=COST,
-        small=COST_SMALL,
+        shape=SCORES,
+        small=SCORES_SMALL,
         make=_scores,
         ours=lambda i: getattr(simplex, op)(i["x"], 0),
         reference=lambda i: getattr(simplex_reference, op)(i["x"], 0),
