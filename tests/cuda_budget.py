@@ -96,8 +96,8 @@ EXCEPTIONS = {
     # A piece of both rows in registers; the terms of a fold in double are long polynomials.
     r"\bsoftmax_kl_kernel<double": 128,
     r"\bsoftmax_kl_kernel<": 80,
-    # A column's state in double, four rows in flight; divisions are calls. Two blocks of 256 threads
-    # fit.
+    # A column's state in double, four rows in flight; divisions are calls. Two blocks of 256
+    # threads fit.
     r"\bsparse_evaluate_kernel<": 96,
     # A block per problem: the search's state in double, the same in every thread.
     r"\bsparse_stage_kernel<": 128,

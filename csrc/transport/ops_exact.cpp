@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assignment(const Tensor& cost
   args.row = args.before + args.batch * args.columns;
   args.settled = args.row + args.batch * args.columns;
   backend::assignment(args, OnDevice(cost));
-  return {column, value, u, v, status};
+  return {value, column, u, v, status};
 }
 
 Tensor row_major(const Checks& check, const Tensor& t, const char* name, const Tensor& like,
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> quantile_cost(const Tensor& x, const Tensor& 
 #if !defined(REGKERN_CUDA)
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
-      "assignment(Tensor cost) -> (Tensor column, Tensor value, Tensor u, Tensor v, Tensor "
+      "assignment(Tensor cost) -> (Tensor value, Tensor column, Tensor u, Tensor v, Tensor "
       "status)");
   m.def(
       "quantile_cost(Tensor x, Tensor y, Tensor a, Tensor b, float p, bool after) -> (Tensor cost, "

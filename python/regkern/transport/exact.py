@@ -19,8 +19,8 @@ def _fake_assignment(cost: Tensor) -> tuple[Tensor, ...]:
     batch, n, m = cost.shape
     real = cost.new_empty((batch,), dtype=torch.float64)
     return (
-        cost.new_empty((batch, n), dtype=torch.int32),
         real,
+        cost.new_empty((batch, n), dtype=torch.int32),
         real.new_empty((batch, n)),
         real.new_empty((batch, m)),
         cost.new_empty((batch,), dtype=torch.int8),
@@ -36,7 +36,7 @@ _quantile_cost = register("quantile_cost", _fake_quantile_cost)
 
 
 def _assignment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    column, _, u, v, status = output
+    _, column, u, v, status = output
     ctx.mark_non_differentiable(column, u, v, status)
     ctx.save_for_backward(column)
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
@@ -45,7 +45,7 @@ def _assignment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 def _assignment_gradient(ctx: Any, *grads: Tensor) -> Tensor:
     """The permutation matrix: constant wherever there is a derivative."""
     (column,) = ctx.saved_tensors
-    up = torch.where(column < 0, 0.0, grads[1].unsqueeze(-1))
+    up = torch.where(column < 0, 0.0, grads[0].unsqueeze(-1))
     empty = up.new_zeros(ctx.shape)
     placed = empty.scatter_add(-1, column.clamp(min=0).long().unsqueeze(-1), up.unsqueeze(-1))
     return placed.to(ctx.dtype)
@@ -284,7 +284,7 @@ def assignment(cost: Tensor) -> Assignment:
     batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
     turned = n > m
     flat = cost.reshape(math.prod(batch), n, m)
-    column, value, u, v, status = _assignment(flat.mT.contiguous() if turned else flat)
+    value, column, u, v, status = _assignment(flat.mT.contiguous() if turned else flat)
     kind = compute_dtype(cost)
     columns = column.long()
     if turned:
