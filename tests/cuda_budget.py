@@ -121,6 +121,11 @@ EXCEPTIONS = {
     r"\bpoints_(softmin|argmax)_kernel<": 128,
     # As above, with two rows by four columns, and 64-bit places in five tensors.
     r"\bpoints_apply_kernel<": 112,
+    # A column's state in double, four rows in flight; divisions are calls. Two blocks of 256
+    # threads fit.
+    r"\bsparse_evaluate_kernel<": 96,
+    # A block per problem: the search's state in double, the same in every thread.
+    r"\bsparse_stage_kernel<": 128,
 }
 
 # Kernels that move a tensor: the demangled name, and the 16-byte loads and stores that its code has

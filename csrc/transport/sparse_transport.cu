@@ -1,0 +1,319 @@
+#include "core/vector.cuh"
+#include "transport/block_team.cuh"
+#include "transport/sparse_solver.h"
+#include "transport/sparse_transport.h"
+
+// A block of 32 columns and eight stripes of rows evaluates; a block per problem decides. All
+// launches are queued at once: blocks of problems that are done return.
+
+namespace regkern::cuda {
+namespace {
+
+using namespace transport;
+
+constexpr int kLanes = 32;  // columns of a block
+constexpr int kThreads = kLanes * kRowStripes;
+constexpr int kAhead = 4;  // rows in flight
+constexpr int kBlocksPerSm = 8;
+using Units = unsigned long long;  // what atomicAdd takes
+
+// A column, and a stripe of its rows.
+template <typename T>
+struct Column {
+  using C = compute_t<T>;
+  const SparseTransportArgs& args;
+  int64_t problem, j;
+  const T* cost;
+  const double *alpha, *a;
+  double b, gamma, shift, unit, largest, drop;
+  bool dual;
+
+  __device__ bool there() const { return j < args.columns; }
+  __device__ int64_t place() const { return problem * args.columns + j; }
+
+  // event(i, x) of whatever is not certainly below bound(), rows first to last.
+  template <typename Bound, typename Event>
+  __device__ __forceinline__ void scan(Bound&& bound, Event&& event) const {
+    const int64_t n = args.rows;
+    for (int64_t i = threadIdx.x / kLanes; i < n; i += kRowStripes * kAhead) {
+      C c[kAhead];
+      double exact[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const int64_t row = i + u * kRowStripes;
+        exact[u] = row < n ? row_potential(alpha, a, row) : nothing();
+        c[u] = row < n && there() ? static_cast<C>(widen(cost[row * args.columns + j])) : C(0);
+      }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (!(exact[u] > nothing()) || !there()) continue;
+        if (c[u] + bound() >= static_cast<C>(exact[u])) continue;
+        event(i + u * kRowStripes, entry_at(exact[u], static_cast<double>(c[u]), shift));
+      }
+    }
+  }
+
+  __device__ void add_row(int64_t i, double p) const {
+    atomicAdd(reinterpret_cast<Units*>(args.row_sums) + problem * args.rows + i,
+              static_cast<Units>(row_units(p, unit)));
+  }
+
+  __device__ void keep(const ColumnSums& sums, bool bad) const {
+    args.column_value[place()] = bad ? __builtin_nan("") : sums.value;
+    if (dual)
+      args.column_sum[place()] = sums.sum;
+    else
+      args.beta[place()] = -sums.threshold;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ Column<T> column_of(const SparseTransportArgs& args, int64_t problem,
+                                               int64_t tile) {
+  const SparseState& s = args.state[problem];
+  const double* trial = vector_of(args, problem, kTrial);
+  const bool dual = args.method == SparseMethod::dual;
+  const int64_t j = tile * kLanes + threadIdx.x % kLanes;
+  const bool there = j < args.columns;
+  return {args,
+          problem,
+          j,
+          static_cast<const T*>(args.cost) + problem * args.cost_stride,
+          trial,
+          args.a + problem * args.rows,
+          there ? args.b[problem * args.columns + j] : 0.0,
+          args.gamma[problem],
+          dual && there ? trial[args.rows + j] : 0.0,
+          s.unit,
+          s.largest,
+          s.drop,
+          dual};
+}
+
+template <typename T>
+__device__ __forceinline__ void best_entries(const Column<T>& t) {
+  using C = compute_t<T>;
+  const int k = static_cast<int>(t.args.k);
+  RK_DYNAMIC_SHARED(double, values);
+  auto* const indices = reinterpret_cast<int32_t*>(values + k * kThreads);
+  int32_t* const counts = indices + k * kThreads;
+  const int me = static_cast<int>(threadIdx.x);
+  Best best{values + me, indices + me, kThreads, 0};
+  double least = __builtin_inf();
+  for (int r = 0; t.there() && r < k; ++r) {
+    const int32_t last = t.args.index[t.place() * k + r];
+    double x = nothing();
+    if (last >= 0)
+      x = entry_at(row_potential(t.alpha, t.a, last),
+                   static_cast<double>(widen(t.cost[last * t.args.columns + t.j])), t.shift);
+    least = x < least ? x : least;
+  }
+  least = t.dual && !(least > 0.0) ? 0.0 : least;
+  C bound = filter_bound<C>(least - t.shift, t.largest);
+  bool bad = false;
+  t.scan([&] { return bound; },
+         [&](int64_t i, double x) {
+           const auto row = static_cast<int32_t>(i);
+           if (!enters(best, k, x, row)) {
+             bad = bad || is_nan(x);
+             return;
+           }
+           if (t.dual && !(x > 0.0)) return;
+           bad = bad || x == __builtin_inf();
+           insert_best(best, k, x, row);
+           if (best.count == k) {
+             const C own = filter_bound<C>(best.value[(k - 1) * kThreads] - t.shift, t.largest);
+             bound = own > bound ? own : bound;
+           }
+         });
+  // The lists of the stripes go into the first one's.
+  counts[me] = bad ? -1 : best.count;
+  __syncthreads();
+  if (me < kLanes && t.there()) {
+    for (int other = me + kLanes; other < kThreads; other += kLanes) {
+      bad = bad || counts[other] < 0;
+      for (int r = 0; r < counts[other]; ++r) {
+        const double x = values[other + r * kThreads];
+        const int32_t row = indices[other + r * kThreads];
+        if (!enters(best, k, x, row)) break;
+        insert_best(best, k, x, row);
+      }
+    }
+    t.keep(t.dual ? cap_best(best, t.b, t.gamma) : project_best(best, t.b, t.gamma), bad);
+    for (int r = 0; r < k; ++r) {
+      const bool there = r < best.count;
+      const int32_t row = there ? indices[me + r * kThreads] : -1;
+      const double p = there ? values[me + r * kThreads] : 0.0;
+      t.args.index[t.place() * k + r] = row;
+      t.args.entries[t.place() * k + r] = p;
+      if (p > 0.0) t.add_row(row, p);
+    }
+  }
+  __syncthreads();
+}
+
+template <typename T>
+__device__ __forceinline__ void capped_entries(const Column<T>& t) {
+  using C = compute_t<T>;
+  const C bound = filter_bound<C>(-t.shift, t.largest);
+  RK_SHARED(double, values, kThreads);
+  RK_SHARED(double, sums, kThreads);
+  double value = 0.0, sum = 0.0;
+  t.scan([&] { return bound; },
+         [&](int64_t i, double x) {
+           const double p = dual_entry(x, t.b, t.gamma);
+           if (p == 0.0) return;
+           value += dual_value(x, p, t.gamma);
+           sum += p;
+           if (p > 0.0) t.add_row(i, p);
+         });
+  const int me = static_cast<int>(threadIdx.x);
+  values[me] = value;
+  sums[me] = sum;
+  __syncthreads();
+  for (int half = kThreads / 2; half >= kLanes; half /= 2) {
+    if (me < half) {
+      values[me] += values[me + half];
+      sums[me] += sums[me + half];
+    }
+    __syncthreads();
+  }
+  if (me < kLanes && t.there()) t.keep({values[me], sums[me], 0.0}, false);
+  __syncthreads();
+}
+
+template <typename T>
+__device__ __forceinline__ void projected_entries(const Column<T>& t) {
+  using C = compute_t<T>;
+  RK_SHARED(double, tops, kThreads);
+  RK_SHARED(int64_t, units, kThreads);
+  RK_SHARED(int64_t, counts, kThreads);
+  const int me = static_cast<int>(threadIdx.x), lane = me % kLanes;
+  const C open = -static_cast<C>(__builtin_inf());
+  double top = nothing();
+  int64_t wrong = 0;
+  t.scan([&] { return open; },
+         [&](int64_t, double x) {
+           wrong += is_nan(x) || x == __builtin_inf() ? 1 : 0;
+           top = x > top ? x : top;
+         });
+  tops[me] = top;
+  units[me] = wrong;
+  __syncthreads();
+  bool bad = false;
+  for (int s = 0; s < kRowStripes; ++s) {
+    top = double_max(tops[lane + s * kLanes], top);
+    bad = bad || units[lane + s * kLanes] > 0;
+  }
+  const double total = t.gamma * t.b;
+  const bool warm = t.drop > nothing();
+  const double least =
+      warm && t.there() ? warm_threshold(-t.args.beta[t.place()], t.drop, t.largest) : nothing();
+  const double base = double_max(top - total, least);
+  const C bound = filter_bound<C>(base, t.largest + total);
+  ShareSearch search(base, bad || !t.there() ? 0.0 : total);
+  while (__syncthreads_or(search.done ? 0 : 1)) {
+    ShareSum sum{0, 0};
+    if (!search.done)
+      t.scan([&] { return bound; },
+             [&](int64_t, double x) {
+               if (x > search.threshold) sum.add(search.share(x));
+             });
+    units[me] = sum.units;
+    counts[me] = sum.count;
+    __syncthreads();
+    ShareSum all{0, 0};
+    for (int s = 0; s < kRowStripes; ++s) {
+      all.units += units[lane + s * kLanes];
+      all.count += counts[lane + s * kLanes];
+    }
+    search.update(all);
+  }
+  int64_t squares = 0;
+  if (!bad && total > 0.0)
+    t.scan([&] { return bound; },
+           [&](int64_t i, double x) {
+             if (!(x > search.threshold)) return;
+             const double p = share_entry(x, search.threshold, t.b, t.gamma);
+             squares += share_units(p / t.b * (p / t.b));
+             t.add_row(i, p);
+           });
+  units[me] = squares;
+  __syncthreads();
+  if (me < kLanes && t.there()) {
+    int64_t all = 0;
+    for (int s = 0; s < kRowStripes; ++s) all += units[lane + s * kLanes];
+    t.keep(share_column(top, search.threshold, all, t.b, t.gamma), bad);
+  }
+  __syncthreads();
+}
+
+enum class Entries { best, capped, projected };
+
+template <typename T, Entries kEntries>
+__global__ void __launch_bounds__(kThreads, 2)
+    sparse_evaluate_kernel(SparseTransportArgs args, bool finished) {
+  const int64_t tiles = (args.columns + kLanes - 1) / kLanes;
+  for (int64_t task = blockIdx.x; task < tiles * args.batch; task += gridDim.x) {
+    const int64_t problem = task / tiles;
+    if (!finished && args.state[problem].done != 0) continue;
+    const Column<T> t = column_of<T>(args, problem, task % tiles);
+    if constexpr (kEntries == Entries::best)
+      best_entries(t);
+    else if constexpr (kEntries == Entries::capped)
+      capped_entries(t);
+    else
+      projected_entries(t);
+  }
+}
+
+enum class Stage { start, step, back, finish };
+
+template <Stage kStage>
+__global__ void __launch_bounds__(kTeamLanes) sparse_stage_kernel(SparseTransportArgs args) {
+  RK_SHARED(double, space, kTeamLanes);
+  BlockTeam<kTeamLanes> team{space};
+  for (int64_t problem = blockIdx.x; problem < args.batch; problem += gridDim.x) {
+    if constexpr (kStage == Stage::start) start_problem(team, args, problem);
+    if constexpr (kStage == Stage::step) step_problem(team, args, problem);
+    if constexpr (kStage == Stage::back) return_to_best(team, args, problem);
+    if constexpr (kStage == Stage::finish) finish_problem(team, args, problem);
+  }
+}
+
+template <typename T, Entries kEntries>
+void solve(const SparseTransportArgs& args, cudaStream_t stream) {
+  const int64_t tiles = ceil_div(args.columns, int64_t{kLanes});
+  const int64_t grid = grid_blocks(tiles * args.batch, kBlocksPerSm);
+  const int64_t teams = grid_blocks(args.batch, kBlocksPerSm);
+  // A list for each thread, and its length.
+  const int64_t list = args.k * static_cast<int64_t>(sizeof(double) + sizeof(int32_t));
+  const int64_t length = sizeof(int32_t);
+  const int64_t shared = kEntries == Entries::best ? kThreads * (list + length) : 0;
+  const auto evaluate = [&](bool finished) {
+    RK_LAUNCH((sparse_evaluate_kernel<T, kEntries>), grid, kThreads,
+              large_shared(static_cast<std::size_t>(shared)), stream, args, finished);
+  };
+  RK_LAUNCH((sparse_stage_kernel<Stage::start>), teams, kTeamLanes, 0, stream, args);
+  for (int64_t e = 0; e < args.max_evaluations; ++e) {
+    evaluate(false);
+    RK_LAUNCH((sparse_stage_kernel<Stage::step>), teams, kTeamLanes, 0, stream, args);
+  }
+  RK_LAUNCH((sparse_stage_kernel<Stage::back>), teams, kTeamLanes, 0, stream, args);
+  evaluate(true);
+  RK_LAUNCH((sparse_stage_kernel<Stage::finish>), teams, kTeamLanes, 0, stream, args);
+}
+
+}  // namespace
+
+void sparse_transport(const SparseTransportArgs& args, Context context) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  dispatch_floating(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (args.k > 0) return solve<T, Entries::best>(args, stream);
+    if (args.method == SparseMethod::dual) return solve<T, Entries::capped>(args, stream);
+    solve<T, Entries::projected>(args, stream);
+  });
+}
+
+}  // namespace regkern::cuda
