@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from regkern.nn.transport_router import SparseRouter
+from regkern.nn.transport.router import SparseRouter
 from regkern.proximal.projections import k_sparse_simplex_projection
 from regkern.transport.router import Routing, sparse_route
 from torch import Tensor

@@ -60,7 +60,12 @@ from regkern.nn.spectral import (
     spectral_norm,
     weight_conditioning,
 )
-from regkern.nn.transport import SamplesLoss, SinkhornDivergence, SinkhornNormalize
+from regkern.nn.transport import (
+    SamplesLoss,
+    SinkhornDivergence,
+    SinkhornNormalize,
+    SparseRouter,
+)
 
 __all__ = [
     "ASH",
@@ -98,6 +103,7 @@ __all__ = [
     "Shrink",
     "SinkhornDivergence",
     "SinkhornNormalize",
+    "SparseRouter",
     "Sparsemax",
     "SparsemaxLoss",
     "SpectralConv1d",

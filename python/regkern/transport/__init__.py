@@ -18,6 +18,13 @@ from regkern.transport.divergence import (
     monge_gap,
     sinkhorn_divergence,
 )
+from regkern.transport.exact import (
+    Assignment,
+    LinePlan,
+    assignment,
+    transport_1d,
+    wasserstein_1d,
+)
 from regkern.transport.kernel_distances import (
     energy_distance,
     kernel_loss,
@@ -43,6 +50,10 @@ from regkern.transport.ranking import (
 from regkern.transport.result import (
     Transport,
 )
+from regkern.transport.router import (
+    Routing,
+    sparse_route,
+)
 from regkern.transport.sliced import (
     SortedInitials,
     generalized_sliced_wasserstein,
@@ -53,16 +64,25 @@ from regkern.transport.sliced import (
 from regkern.transport.solver import (
     sinkhorn,
 )
+from regkern.transport.sparse import (
+    SparseTransport,
+    sparse_transport,
+)
 from regkern.transport.topic import (
     ecrtm_loss,
 )
 
 __all__ = [
+    "Assignment",
     "ClassBasedPlan",
     "HyperConnection",
+    "LinePlan",
+    "Routing",
     "SortedInitials",
+    "SparseTransport",
     "Transport",
     "WassersteinDictionary",
+    "assignment",
     "bures_wasserstein",
     "class_based_transport",
     "deep_linear_bures_loss",
@@ -85,7 +105,11 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_normalize",
     "sliced_wasserstein",
+    "sparse_route",
+    "sparse_transport",
+    "transport_1d",
     "wae_mmd",
+    "wasserstein_1d",
     "wasserstein_cp_dictionary",
     "weights_wasserstein",
 ]
