@@ -200,12 +200,13 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     hooks, a parametrization, a setting without a counterpart.
 
     Known: torch's dropout layers, ``torchvision.ops.StochasticDepth`` and ``timm.layers.DropPath``;
-    ``torchvision.ops.DropBlock2d`` and ``DropBlock3d``; ``timm.layers.DropBlock2d``
-    (1.0.23 and newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its
-    ``LinearScheduler`` too; ``torch.ao.quantization.FakeQuantize`` with integer zero points;
-    torchao's ``IntxFakeQuantizer`` with dynamic ranges; qtorch's ``Quantizer`` of fixed-point
-    numbers; entmax's ``Sparsemax``, ``Entmax15`` and their losses; geomloss's ``SamplesLoss``; torch's
-    ``spectral_norm``, the parametrization and the older hook. `register_swap` and `register_carried` add others.
+    ``torchvision.ops.DropBlock2d`` and ``DropBlock3d``; ``timm.layers.DropBlock2d`` (1.0.23 and
+    newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its ``LinearScheduler`` too;
+    ``torch.ao.quantization.FakeQuantize`` with integer zero points; torchao's
+    ``IntxFakeQuantizer`` with dynamic ranges; qtorch's ``Quantizer`` of fixed-point numbers;
+    entmax's ``Sparsemax``, ``Entmax15`` and their losses; geomloss's ``SamplesLoss``; torch's
+    ``spectral_norm``, the parametrization and the older hook. `register_swap` and
+    `register_carried` add others.
 
     Parameters
     ----------
