@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
+from regkern.transport.arguments import weights_of
 from regkern.transport.points import COSTS, cost_of
 from regkern.transport.solver import sinkhorn
 
@@ -31,18 +32,9 @@ def _clouds(op: str, x: object, y: object, names: tuple[str, str] = ("x", "y")) 
     checks.on_device(op, names[1], y, x)
 
 
-def weights_of(op: str, name: str, given: Tensor | None, cloud: Tensor) -> Tensor:
+def cloud_weights(op: str, name: str, given: Tensor | None, cloud: Tensor) -> Tensor:
     """Weights (..., n), double."""
-    shape = cloud.shape[:-1]
-    if given is None:
-        return torch.full(shape, 1.0 / shape[-1], dtype=torch.float64, device=cloud.device)
-    checks.floating(op, name, given)
-    checks.on_device(op, name, given, cloud)
-    if given.dim() > len(shape) or given.shape[-1:] != shape[-1:]:
-        raise ValueError(
-            f"regkern.{op}: expected `{name}` of shape (..., {shape[-1]}), got {tuple(given.shape)}"
-        )
-    return given.double().expand(shape)
+    return weights_of(op, name, given, cloud.shape[-2], cloud).expand(cloud.shape[:-1])
 
 
 def three_problems(
@@ -129,7 +121,7 @@ def sinkhorn_divergence(
     op = "sinkhorn_divergence"
     _clouds(op, x, y)
     checks.one_of(op, "cost_fn", cost_fn, COSTS)
-    u, v = weights_of(op, "a", a, x), weights_of(op, "b", b, y)
+    u, v = cloud_weights(op, "a", a, x), cloud_weights(op, "b", b, y)
     options = {
         "cost_fn": cost_fn,
         "rho": rho,
@@ -209,7 +201,7 @@ def monge_gap(
         raise ValueError(
             f"regkern.{op}: expected `mapped` of shape {tuple(x.shape)}, got {tuple(mapped.shape)}"
         )
-    weight = weights_of(op, "a", a, x)
+    weight = cloud_weights(op, "a", a, x)
     least = sinkhorn(
         x=x,
         y=mapped,

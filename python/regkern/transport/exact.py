@@ -10,7 +10,8 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply, once_only, register
-from regkern.transport.sparse import _batch_of, _check_mass, weights_of
+from regkern.transport.arguments import check_mass, weights_of
+from regkern.transport.sparse import _batch_of
 
 # ---- raw ops: fake kernels and autograd ----
 
@@ -118,7 +119,7 @@ def _line(
     wa = None if a is None else weights_of(op, "a", a, x.shape[-1], x)
     wb = None if b is None else weights_of(op, "b", b, y.shape[-1], x)
     one = torch.ones((1,), dtype=torch.float64, device=x.device)
-    _check_mass(op, one if wa is None else wa, one if wb is None else wb)
+    check_mass(op, one if wa is None else wa, one if wb is None else wb)
     shapes = [t.shape[:-1] for t in (x, y, wa, wb) if t is not None]
     batch = _batch_of(op, shapes)
     return batch, _sorted(op, "x", x, wa, batch), _sorted(op, "y", y, wb, batch)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype
-from regkern.transport.sparse import number_of, sparse_transport, weights_of
+from regkern.transport.arguments import number_of, weights_of
+from regkern.transport.sparse import sparse_transport
 
 
 class Routing(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply, refuse_second
+from regkern.transport.arguments import is_eager, readable
 from regkern.transport.dense import DenseCost, Settings
 from regkern.transport.implicit import Engine, implicit, target, unrolled
 from regkern.transport.result import Transport
@@ -44,13 +45,6 @@ class _Envelope(torch.autograd.Function):
 def _once(x: Tensor) -> Tensor:
     result: Tensor = function_apply(_Envelope, x) if x.requires_grad else x
     return result
-
-
-def _looks() -> bool:
-    """Whether values can be looked at here: under a trace or a transform they cannot."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _fail(expected: str, got: object) -> None:
@@ -170,7 +164,7 @@ def _check_values(
     a: Tensor, b: Tensor, eps: Tensor, rho: Tensor, cost: Tensor | None, thoroughly: bool
 ) -> None:
     """What cannot be seen without looking: on the CPU, and elsewhere where asked for."""
-    if not _looks() or not (thoroughly or a.device.type == "cpu"):
+    if not (readable(a) or (thoroughly and is_eager())):
         return
     for name, weight in (("a", a), ("b", b)):
         if bool((weight < 0).any()) or not bool(weight.isfinite().all()):
@@ -462,7 +456,7 @@ def sinkhorn(
         mass, own = a.sum(-1), torch.special.xlogy(a, a).sum(-1)
         own = own + torch.special.xlogy(b, b).sum(-1)
         value = value + e * (own + mass - mass * b.sum(-1))
-    if check and _looks() and bool((found.status == 2).any()):
+    if check and is_eager() and bool((found.status == 2).any()):
         bad = (found.status == 2).nonzero()[:, 0].tolist()
         _fail("problems with a finite plan", f"infeasible or not a number: {bad}")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply, once_only, register
+from regkern.transport.arguments import check_mass, number_of, weights_of
 
 METHODS = ("semi_dual", "dual")
 MOST_ENTRIES = 16
@@ -236,58 +237,6 @@ class SparseTransport:
         return torch.sparse_coo_tensor(where, entries[there], shape, check_invariants=False)
 
 
-def _looks_at_values(x: Tensor) -> bool:
-    """Whether values may be looked at: not on a GPU, nor where there are none yet."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
-
-
-def weights_of(op: str, name: str, given: Tensor | None, size: int, like: Tensor) -> Tensor:
-    """Weights (..., size) in float64; uniform where there are none."""
-    if given is None:
-        return torch.full((size,), 1.0 / size, dtype=torch.float64, device=like.device)
-    checks.floating(op, name, given)
-    checks.on_device(op, name, given, like)
-    if given.dim() == 0 or given.shape[-1] != size:
-        raise ValueError(
-            f"regkern.{op}: expected `{name}` of shape (..., {size}), got {tuple(given.shape)}"
-        )
-    if _looks_at_values(given) and bool((given < 0).any()):
-        raise ValueError(
-            f"regkern.{op}: expected `{name}` to be at least 0, got {given.detach().min().item()}"
-        )
-    return given.double()
-
-
-def number_of(op: str, name: str, given: float | Tensor, like: Tensor) -> Tensor:
-    """A positive number in float64, 0-d or of the batch's shape."""
-    if isinstance(given, Tensor):
-        checks.floating(op, name, given)
-        checks.on_device(op, name, given, like)
-        if _looks_at_values(given) and not bool((given > 0).all()):
-            raise ValueError(
-                f"regkern.{op}: expected `{name}` to be positive, got {given.detach()}"
-            )
-        return given.double()
-    checks.scale(op, name, given)
-    if not 0.0 < given < math.inf:
-        raise ValueError(f"regkern.{op}: expected `{name}` to be positive and finite, got {given}")
-    return torch.full((), given, dtype=torch.float64, device=like.device)
-
-
-def _check_mass(op: str, a: Tensor, b: Tensor) -> None:
-    if not _looks_at_values(a) or not _looks_at_values(b):
-        return
-    ours, theirs = a.detach().sum(-1), b.detach().sum(-1)
-    if bool(((ours - theirs).abs() > 1e-2 * torch.maximum(ours, theirs)).any()):
-        raise ValueError(
-            f"regkern.{op}: expected `a` and `b` of the same total, got {ours} and {theirs}"
-        )
-
-
 def sparse_transport(
     cost: Tensor,
     a: Tensor | None = None,
@@ -388,7 +337,7 @@ def sparse_transport(
         checks.at_least(op, "tol", tol, 0.0)
     checks.at_least(op, "max_iter", max_iter, 0)
     wa, wb = weights_of(op, "a", a, n, cost), weights_of(op, "b", b, m, cost)
-    _check_mass(op, wa, wb)
+    check_mass(op, wa, wb)
     number = number_of(op, "gamma", gamma, cost)
     shapes = [cost.shape[:-2], wa.shape[:-1], wb.shape[:-1], number.shape]
     starts = [torch.zeros((), dtype=torch.float64, device=cost.device)] * 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regkern import _checks as checks
-from regkern.transport.divergence import sinkhorn_divergence, three_problems, weights_of
+from regkern.transport.divergence import cloud_weights, sinkhorn_divergence, three_problems
 from regkern.transport.kernel_distances import kernel_loss
 from regkern.transport.solver import sinkhorn
 
@@ -159,8 +159,9 @@ class SamplesLoss(nn.Module):
         if not self.debias:
             found = sinkhorn(x=x, y=y, a=a, b=b, eps=eps, **options)
             return (found.f, found.g) if self.potentials else found.value
+        op = "SamplesLoss"
         with torch.no_grad():
-            u, v = weights_of("SamplesLoss", "a", a, x), weights_of("SamplesLoss", "b", b, y)
+            u, v = cloud_weights(op, "a", a, x), cloud_weights(op, "b", b, y)
             (_, f, g), (_, of_x, _), (_, of_y, _) = three_problems(x, y, u, v, eps, options)
         return f - of_x, g - of_y
 
