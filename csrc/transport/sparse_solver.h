@@ -109,7 +109,8 @@ REGKERN_HD double trial_value(Team& team, const SparseTransportArgs& args, int64
   return team.sum(m, [=](int64_t j) { return columns[j]; }) - linear;
 }
 
-#if defined(__CUDACC__)
+// Not in nvcc's pass for the host, whose compiler does not know it.
+#if defined(__CUDA_ARCH__)
 #define REGKERN_UNROLL _Pragma("unroll")
 #else
 #define REGKERN_UNROLL
