@@ -96,6 +96,8 @@ EXCEPTIONS = {
     # A piece of both rows in registers; the terms of a fold in double are long polynomials.
     r"\bsoftmax_kl_kernel<double": 128,
     r"\bsoftmax_kl_kernel<": 80,
+    # Eight neighbours, their factors and the sum of their copies in double.
+    r"\bdropout_kernel<double": 112,
     # Distances and terms of eight columns, and any of five kernels in the loop over pairs; four
     # blocks of 128 threads fit.
     r"\bkernel_sums_kernel<double": 128,
@@ -136,6 +138,8 @@ WIDE_ACCESSES = {
     r"\bmask_apply_kernel<regkern::bfloat16, 8, true, false, unsigned int>": 4,
     r"\bmask_apply_kernel<regkern::float16, 8, true, false, unsigned int>": 4,
     r"\bmask_apply_kernel<float, 4, false, false, unsigned int>": 4,
+    r"\bdropout_kernel<float, false>": 2,
+    r"\bdropout_kernel<regkern::bfloat16, false>": 1,
     r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned short, 8, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned int, 4, false, unsigned int>": 4,

@@ -53,8 +53,9 @@ __device__ __forceinline__ void factors_of(const DropoutArgs& args, Seed seed, c
   }
 }
 
+// Doubles of eight neighbours, their factors and their sum do not fit four blocks' registers.
 template <typename T, bool kEach>
-__global__ void __launch_bounds__(kListThreads, 4)
+__global__ void __launch_bounds__(kListThreads, sizeof(T) == 8 ? 2 : 4)
     dropout_kernel(const __grid_constant__ DropoutArgs args, int64_t tiles) {
   using C = compute_t<T>;
   RK_SHARED(DrawnWords, words, kListThreads);
