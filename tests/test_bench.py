@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,20 @@ def test_no_estimate_from_two_elements_of_a_network() -> None:
         raise AssertionError("was timed")
 
     assert _estimate(case, call, task, 0.0) is None
+
+
+def test_a_batch_of_small_problems_is_not_taken_for_slow() -> None:
+    """Two of 4096 take a batched rival as long as all: from two of them it would take minutes."""
+    case = cases.all_cases()["sinkhorn_normalize:4x4"]
+    task = Task(case.name, (4096, 4, 4), "float32")
+    rows = []
+
+    def call(inputs: Any) -> None:
+        rows.append(inputs["x"].shape[0])
+        time.sleep(0.002)
+
+    assert _estimate(case, call, task, 1.0) is None
+    assert rows[-1] == 4096
 
 
 def test_impatience_gives_an_estimate(only: Any) -> None:

@@ -1,6 +1,7 @@
 #include "masks/dropout.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "core/bits.h"
 #include "core/parallel.h"
@@ -129,6 +130,31 @@ inline void factors_of(Seed seed, uint64_t element, const L& levels, C factors[k
   }
 }
 
+// out[i] ← in[i] times the scale where it is kept. False where a tie has to be looked at, for which
+// factors_of is asked.
+template <typename C>
+inline bool drop_wide(Seed seed, uint64_t element, const OneLevel<C>& one, const C in[kWide],
+                      C out[kWide]) {
+  alignas(64) uint32_t words[4][16];
+  philox16(seed, Stream::mask, element / 8, words);
+  const auto at = static_cast<int32_t>(one.level.upper);
+  const C scale = one.scale;
+  int32_t ties = 0;
+  for (int w = 0; w < 4; ++w) {
+    const C *low = in + 32 * w, *high = low + 16;
+    C *low_out = out + 32 * w, *high_out = low_out + 16;
+#pragma omp simd reduction(| : ties)
+    for (int i = 0; i < 16; ++i) {
+      const auto u = static_cast<int32_t>(words[w][i] & 0xFFFFu);
+      const auto v = static_cast<int32_t>(words[w][i] >> 16);
+      ties |= (u == at) | (v == at);
+      low_out[i] = low[i] * choose(u >= at, scale, C(0));
+      high_out[i] = high[i] * choose(v >= at, scale, C(0));
+    }
+  }
+  return ties == 0 || one.level.lower == 0;
+}
+
 template <typename T, typename C>
 inline void store_wide(const C in[kWide], int64_t n, bool past, T* out) {
   if (n < kWide) return store_elements(in, n, out);
@@ -160,6 +186,22 @@ void dropout_as(const DropoutArgs& args) {
       if (args.p_each != nullptr) {
         ps.next(n, each);
         levels_of(each, args.scaled, uppers, scales);
+      }
+      if (terms == 1 && args.p_each == nullptr) {
+        const C* in = v;
+        const T* const from = static_cast<const T*>(args.x) + e;
+        if constexpr (std::is_same_v<T, C>)
+          if (n == kWide) in = from;
+        if (in == v) load_elements(from, n, v);
+        const auto element = static_cast<uint64_t>(copy * blocks * kWide + e);
+        if (drop_wide(seed, element, one, in, sum)) {
+          store_wide(sum, n, past, static_cast<T*>(args.y) + copy * args.numel + e);
+          if (++block == blocks) {
+            block = 0;
+            ++copy;
+          }
+          continue;
+        }
       }
       for (int64_t term = 0; term < terms; ++term) {
         const int64_t mask = args.sums ? term : copy;

@@ -163,27 +163,31 @@ def _compiled(case: Case) -> Run:
 def _estimate(case: Case, call: Run, task: Task, patience: float) -> float | None:
     """Milliseconds that a call would take, where that is more than ``patience`` seconds.
 
-    Taken from the first two of the batch, so that one slow rival does not hold up the run.
+    Taken from as many of the batch as fit into that, so that one slow rival does not hold up the
+    run: two at first, for what is set up once, then twice as many each time. A batch of small
+    problems costs a rival hardly more than two of them.
 
     None for a tensor of one dimension: that is a whole network, and two of its elements tell
     nothing.
     """
-    if len(task.shape) == 1:
-        return None
-    if task.shape[0] <= 2:
+    if len(task.shape) == 1 or task.shape[0] <= 2:
         return None
     device = torch.device(task.device)
-    inputs = case.make((2, *task.shape[1:]), dtype_of(task.dtype), device)
-    seconds = []
-    # The first call also pays for what is set up once.
-    for _ in range(2):
+    call(case.make((2, *task.shape[1:]), dtype_of(task.dtype), device))
+    rows = 2
+    while True:
+        inputs = case.make((rows, *task.shape[1:]), dtype_of(task.dtype), device)
         start = time.perf_counter()
         call(inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    estimate = min(seconds) * task.shape[0] / 2
-    return 1e3 * estimate if estimate > patience else None
+        seconds = time.perf_counter() - start
+        whole = seconds * task.shape[0] / rows
+        if rows == task.shape[0]:
+            return 1e3 * whole if whole > patience else None
+        if 2 * seconds > patience:
+            return 1e3 * whole
+        rows = min(2 * rows, task.shape[0])
 
 
 def _warm_up(case: Case, call: Run, inputs: Inputs) -> int | None:

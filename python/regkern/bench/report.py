@@ -90,7 +90,7 @@ def _remarks(run: dict[str, Any], patience: float) -> list[str]:
     if run["estimate_ms"] is not None:
         seconds = number(1e-3 * run["estimate_ms"])
         remarks.append(
-            f"not timed: about {seconds} s a call, going by the first two of the batch "
+            f"not timed: about {seconds} s a call, going by a part of the batch "
             f"(--patience {patience:g})"
         )
     elif run["timing"].get("warm") and "cold" in run["timing"] and not run["timing"]["cold"]:

@@ -1,0 +1,65 @@
+"""Weights, numbers and masses as the functions of transport take them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from regkern import _checks as checks
+
+
+def is_eager() -> bool:
+    """Under a trace or a transform there are no values to look at."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device."""
+    return x.device.type == "cpu" and is_eager()
+
+
+def weights_of(op: str, name: str, given: Tensor | None, size: int, like: Tensor) -> Tensor:
+    """Weights (..., size) in float64; uniform where there are none."""
+    if given is None:
+        return torch.full((size,), 1.0 / size, dtype=torch.float64, device=like.device)
+    checks.floating(op, name, given)
+    checks.on_device(op, name, given, like)
+    if given.dim() == 0 or given.shape[-1] != size:
+        raise ValueError(
+            f"regkern.{op}: expected `{name}` of shape (..., {size}), got {tuple(given.shape)}"
+        )
+    if readable(given) and bool((given < 0).any()):
+        raise ValueError(
+            f"regkern.{op}: expected `{name}` to be at least 0, got {given.detach().min().item()}"
+        )
+    return given.double()
+
+
+def number_of(op: str, name: str, given: float | Tensor, like: Tensor) -> Tensor:
+    """A positive number in float64, 0-d or of the batch's shape."""
+    if isinstance(given, Tensor):
+        checks.floating(op, name, given)
+        checks.on_device(op, name, given, like)
+        if readable(given) and not bool((given > 0).all()):
+            raise ValueError(
+                f"regkern.{op}: expected `{name}` to be positive, got {given.detach()}"
+            )
+        return given.double()
+    checks.scale(op, name, given)
+    if not 0.0 < given < math.inf:
+        raise ValueError(f"regkern.{op}: expected `{name}` to be positive and finite, got {given}")
+    return torch.full((), given, dtype=torch.float64, device=like.device)
+
+
+def check_mass(op: str, a: Tensor, b: Tensor) -> None:
+    if not readable(a) or not readable(b):
+        return
+    ours, theirs = a.detach().sum(-1), b.detach().sum(-1)
+    if bool(((ours - theirs).abs() > 1e-2 * torch.maximum(ours, theirs)).any()):
+        raise ValueError(
+            f"regkern.{op}: expected `a` and `b` of the same total, got {ours} and {theirs}"
+        )
