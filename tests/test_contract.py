@@ -365,17 +365,15 @@ def _replay_elsewhere(
     return run.stdout
 
 
-def _elements(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel()
-    return sum(map(_elements, value)) if isinstance(value, list | tuple) else 0
+def _elements(call: Call) -> int:
+    return sum(x.numel() for x in tree_flatten(call[1:])[0] if isinstance(x, Tensor))
 
 
 def _fewer_large(recorded: tuple[Path, list[Call], list[Any]], path: Path) -> Any:
     """The same calls, but only one of each op's that have many elements: in the emulator these take
     most of the time, and go the same ways."""
     _, calls, expected = recorded
-    sizes = [_elements(call[1]) for call in calls]
+    sizes = [_elements(call) for call in calls]
     seen: set[str] = set()
     kept = []
     for i in sorted(range(len(calls)), key=sizes.__getitem__):
@@ -415,10 +413,6 @@ def test_opcheck_of_lists() -> None:
             graphs[key] = call
     for name, args, kwargs in graphs.values():
         _opcheck(name, args, kwargs, "test_schema", "test_faketensor")
-
-
-def _elements(call: Call) -> int:
-    return sum(x.numel() for x in tree_flatten(call[1:])[0] if isinstance(x, Tensor))
 
 
 @replays
