@@ -9,7 +9,7 @@ using namespace proximal;
 
 constexpr int kV = 4;
 
-// A block for a group.
+// A block for a group, or for many of one element.
 template <typename T>
 __global__ void __launch_bounds__(kLaneThreads<kV>)
     half_space_kernel(const __grid_constant__ ListChunk<HalfSpaceRow> chunk, int tiles,
@@ -19,6 +19,15 @@ __global__ void __launch_bounds__(kLaneThreads<kV>)
     const ListPlace place = place_of(chunk, t);
     const HalfSpaceRow& row = chunk.rows[place.row];
     const int64_t from = place.tile * kListTile, to = from + kListTile;
+    if (row.run == 1) {
+      // A vector's elements are groups of their own: a thread for each.
+      for (int64_t i = from + threadIdx.x; i < to && i < row.numel; i += blockDim.x) {
+        T* const x = static_cast<T*>(row.x) + i;
+        const auto b = static_cast<double>(widen(static_cast<const T*>(row.old)[i]));
+        if (leaves_half_space(static_cast<double>(widen(*x)) * b, b * b, eps)) *x = T{};
+      }
+      continue;
+    }
     const int64_t end = ceil_div(to < row.numel ? to : row.numel, row.run);
     for (int64_t group = ceil_div(from, row.run); group < end; ++group) {
       T* const x = static_cast<T*>(row.x) + group * row.run;
