@@ -48,6 +48,14 @@ def _loads(path: Path) -> bool:
     return True
 
 
+def pot(module: str = "ot") -> Any:
+    """A module of POT, which is not called like its package."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"POT: {error}") from error
+
+
 def version(package: str) -> str | None:
     """The installed version of ``package``, or None."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regkern._registration import compute_dtype
+from regkern.bench import rivals
 from regkern.bench.case import Case, Inputs, Rival, Run
 from regkern.reference.transport import dense as reference
 from regkern.transport.solver import sinkhorn
@@ -86,11 +86,7 @@ def _eager_loss(of_plan: bool, iterations: int, eps: float, cost: Tensor, w: Ten
 
 def _pot() -> Rival:
     def load() -> Run:
-        try:
-            ot = importlib.import_module("ot")
-        except ImportError as error:
-            # The module is not called like the package.
-            raise ImportError(f"POT: {error}") from error
+        ot = rivals.pot()
 
         def run(i: Inputs) -> Any:
             a, b, _ = (t[0] for t in _uniform(_problems(i)))

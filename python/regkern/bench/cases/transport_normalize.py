@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern.bench.case import Case, Inputs, Rival
+from regkern.bench.rivals import pot
 from regkern.reference.transport import normalize as reference
 from regkern.transport import normalize
 
@@ -56,15 +56,14 @@ def _hyper(i: Inputs, n_iter: int) -> Any:
 
 
 def _batched_pot() -> Any:
-    solve_batch = importlib.import_module("ot.batch").solve_batch
+    solve_batch = pot("ot.batch").solve_batch
 
     def run(i: Inputs, n_iter: int) -> Any:
         x = i["x"]
-        ones = x.new_ones(x.shape[:2])
+        n, m = x.shape[1:]
+        a, b = x.new_ones(x.shape[0], n), x.new_full((x.shape[0], m), n / m)
         options = {"max_iter": n_iter, "tol": 0.0, "grad": "autodiff"}
-        return solve_batch(
-            -x, 1.0, ones, ones, method="sinkhorn", reg_type="entropy", **options
-        ).plan
+        return solve_batch(-x, 1.0, a, b, method="sinkhorn", reg_type="entropy", **options).plan
 
     return run
 
@@ -78,7 +77,7 @@ def _case(
     rivals = [
         Rival("scaling by bmm", "torch", lambda: bound(_scaling), "overflows for large logits"),
         Rival("log domain", "torch", lambda: bound(_logarithms)),
-        Rival("POT batched scaling", "ot", lambda: bound(_batched_pot()), "overflows as well"),
+        Rival("POT batched scaling", "POT", lambda: bound(_batched_pot()), "overflows as well"),
     ]
     if "eps" in options:
         rivals = [Rival("mHC's code", "torch", lambda: bound(_hyper))]

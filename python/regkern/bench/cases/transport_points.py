@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from regkern.bench.case import Case, Inputs, Rival, Run
+from regkern.bench.rivals import pot
 from regkern.reference.transport import points as reference
 from regkern.transport.divergence import sinkhorn_divergence
 from regkern.transport.solver import sinkhorn
@@ -35,7 +35,7 @@ def _definition(i: Inputs) -> Tensor:
 
 def _pot(batch: int) -> Rival:
     def load() -> Run:
-        empirical_sinkhorn = importlib.import_module("ot.bregman").empirical_sinkhorn
+        empirical_sinkhorn = pot("ot.bregman").empirical_sinkhorn
 
         def run(i: Inputs) -> Any:
             return empirical_sinkhorn(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from typing import Any
 
 import torch
 
+from regkern.bench import rivals
 from regkern.bench.case import Case, Inputs, Rival, Run
 from regkern.reference.transport import sliced as reference
 from regkern.transport import sliced
@@ -35,12 +35,12 @@ def _eager(i: Inputs) -> Any:
 
 
 def _pot() -> Run:
-    ot: Any = importlib.import_module("ot")
+    ot = rivals.pot()
     return lambda i: ot.sliced_wasserstein_distance(i["x"], i["y"], projections=i["theta"].T)
 
 
 def _case(unequal: bool) -> Case:
-    pot = Rival("POT", "pot", _pot)
+    pot = Rival("POT", "POT", _pot)
     return Case(
         op="sliced_wasserstein",
         variant="unequal" if unequal else "",

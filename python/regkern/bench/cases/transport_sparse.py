@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from regkern.bench import rivals
 from regkern.bench.case import Case, Inputs, Rival, Run
 from regkern.proximal import simplex
 from regkern.reference.proximal import simplex as simplex_reference
@@ -57,7 +58,7 @@ def _definition(i: Inputs) -> Any:
 
 def _pot(name: str, k: int | None) -> Rival:
     def load() -> Run:
-        function = getattr(importlib.import_module("ot").smooth, name)
+        function = getattr(rivals.pot().smooth, name)
         kind = "l2" if k is None else "sparsity_constrained"
 
         def run(i: Inputs) -> Any:
@@ -129,7 +130,7 @@ def _scipy() -> Rival:
 
 def _pot_line() -> Rival:
     def load() -> Run:
-        function = importlib.import_module("ot").wasserstein_1d
+        function = rivals.pot().wasserstein_1d
         return lambda i: function(i["x"].mT, i["y"].mT, p=2)
 
     return Rival("ot.wasserstein_1d", "POT", load)
