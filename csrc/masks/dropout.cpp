@@ -6,6 +6,7 @@
 #include "core/bits.h"
 #include "core/parallel.h"
 #include "core/vec.h"
+#include "masks/mask_walk.h"
 
 namespace regkern::REGKERN_ISA {
 namespace {
@@ -19,49 +20,27 @@ constexpr int64_t kGrain = 256;  // blocks: 32768 elements
 // Hands out the probabilities of the next kWide elements.
 class Probabilities {
  public:
-  Probabilities(const float* p, const MaskIndex& index, int64_t e) : p_(p), index_(index) {
-    const int64_t u = e / index.width, group = index.repeat * index.run;
-    inner_ = e % index.width;
-    s_ = u % index.run;
-    r_ = u % group / index.run;
-    base_ = u / group * index.run;
-  }
+  Probabilities(const float* p, const MaskIndex& index, int64_t e) : p_(p), walk_(index, e) {}
 
   // n of them; the rest is 0.
   void next(int64_t n, float out[kWide]) {
     for (int64_t i = n; i < kWide; ++i) out[i] = 0.0f;
     for (int64_t got = 0; got < n;) {
-      const int64_t left = index_.width == 1 ? index_.run - s_ : index_.width - inner_;
-      const int64_t take = left < n - got ? left : n - got;
-      if (index_.width == 1) {
-        memcpy(out + got, p_ + base_ + s_, static_cast<size_t>(take) * sizeof(float));
-        advance(take);
+      const int64_t left = walk_.left(), take = left < n - got ? left : n - got;
+      const float* const from = p_ + walk_.bit();
+      if (walk_.shares()) {
+        for (int64_t i = 0; i < take; ++i) out[got + i] = *from;
       } else {
-        const float p = p_[base_ + s_];
-        for (int64_t i = 0; i < take; ++i) out[got + i] = p;
-        inner_ += take;
-        if (inner_ == index_.width) {
-          inner_ = 0;
-          advance(1);
-        }
+        memcpy(out + got, from, static_cast<size_t>(take) * sizeof(float));
       }
+      walk_.advance(take);
       got += take;
     }
   }
 
  private:
-  void advance(int64_t by) {
-    s_ += by;
-    if (s_ < index_.run) return;
-    s_ = 0;
-    if (++r_ < index_.repeat) return;
-    r_ = 0;
-    base_ += index_.run;
-  }
-
   const float* p_;
-  MaskIndex index_;
-  int64_t inner_, s_, r_, base_;
+  MaskWalk walk_;
 };
 
 // One level for all elements of a block, or one for each.
@@ -173,10 +152,13 @@ void dropout_as(const DropoutArgs& args) {
   const OneLevel<C> one{drop_level(p), static_cast<C>(kept_scale(p, args.scaled))};
   const int64_t blocks = padded_mask(args.numel) / kWide;
   const int64_t outputs = args.sums ? 1 : args.copies, terms = args.sums ? args.copies : 1;
-  const bool past = args.streaming && reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
+  const int64_t bytes = outputs * args.numel * static_cast<int64_t>(sizeof(T));
+  const bool past = args.x != args.y && bytes > kStreamingBytes &&
+                    reinterpret_cast<uintptr_t>(args.y) % 64 == 0 &&
                     (args.numel % kBlock == 0 || outputs == 1);
   parallel_for(blocks * outputs, kGrain, [&](int64_t begin, int64_t end) {
     C factors[kWide], v[kWide], sum[kWide], scales[kWide];
+    const C* in = v;
     int32_t uppers[kWide];
     float each[kWide];
     int64_t copy = begin / blocks, block = begin % blocks;
@@ -187,36 +169,32 @@ void dropout_as(const DropoutArgs& args) {
         ps.next(n, each);
         levels_of(each, args.scaled, uppers, scales);
       }
-      if (terms == 1 && args.p_each == nullptr) {
-        const C* in = v;
+      // Most blocks: one mask, one probability, no tie.
+      const bool plain = terms == 1 && args.p_each == nullptr;
+      if (plain) {
         const T* const from = static_cast<const T*>(args.x) + e;
+        in = v;
         if constexpr (std::is_same_v<T, C>)
           if (n == kWide) in = from;
         if (in == v) load_elements(from, n, v);
-        const auto element = static_cast<uint64_t>(copy * blocks * kWide + e);
-        if (drop_wide(seed, element, one, in, sum)) {
-          store_wide(sum, n, past, static_cast<T*>(args.y) + copy * args.numel + e);
-          if (++block == blocks) {
-            block = 0;
-            ++copy;
-          }
-          continue;
-        }
       }
-      for (int64_t term = 0; term < terms; ++term) {
-        const int64_t mask = args.sums ? term : copy;
-        const auto element = static_cast<uint64_t>(mask * blocks * kWide + e);
-        if (args.p_each != nullptr)
-          factors_of(seed, element, EachLevel<C>{each, uppers, scales}, factors);
-        else
-          factors_of(seed, element, one, factors);
-        load_elements(static_cast<const T*>(args.x) + term * args.numel + e, n, v);
-        if (term == 0) {
+      if (!plain ||
+          !drop_wide(seed, static_cast<uint64_t>(copy * blocks * kWide + e), one, in, sum)) {
+        for (int64_t term = 0; term < terms; ++term) {
+          const int64_t mask = args.sums ? term : copy;
+          const auto element = static_cast<uint64_t>(mask * blocks * kWide + e);
+          if (args.p_each != nullptr)
+            factors_of(seed, element, EachLevel<C>{each, uppers, scales}, factors);
+          else
+            factors_of(seed, element, one, factors);
+          load_elements(static_cast<const T*>(args.x) + term * args.numel + e, n, v);
+          if (term == 0) {
 #pragma omp simd
-          for (int i = 0; i < kWide; ++i) sum[i] = v[i] * factors[i];
-        } else {
+            for (int i = 0; i < kWide; ++i) sum[i] = v[i] * factors[i];
+          } else {
 #pragma omp simd
-          for (int i = 0; i < kWide; ++i) sum[i] += v[i] * factors[i];
+            for (int i = 0; i < kWide; ++i) sum[i] += v[i] * factors[i];
+          }
         }
       }
       store_wide(sum, n, past, static_cast<T*>(args.y) + copy * args.numel + e);

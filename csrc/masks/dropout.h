@@ -64,7 +64,6 @@ struct DropoutArgs {
   const float* p_each;  // null, or the probabilities, of which element e has number mask_bit(e)
   MaskIndex p_index;
   bool scaled;
-  bool streaming;
 };
 
 // Packed bits of a mask of `numel` elements, 1 for kept, and the factors of what is kept: one, or

@@ -6,52 +6,40 @@
 #include "core/noise.h"
 #include "core/parallel.h"
 #include "core/vec.h"
+#include "masks/mask_walk.h"
 
 namespace regkern::REGKERN_ISA {
 namespace {
 
 using namespace masks;
 
-// Walks the memory order and hands out the mask bits of the next kBlock elements.
+// Hands out the mask bits of the next kBlock elements.
 class MaskCursor {
  public:
   MaskCursor(const MaskApplyArgs& args, int64_t e)
-      : mask_(args.mask), words_(args.mask_words), index_(args.index) {
-    const int64_t u = e / index_.width, group = index_.repeat * index_.run;
-    inner_ = e % index_.width;
-    s_ = u % index_.run;
-    r_ = u % group / index_.run;
-    base_ = u / group * index_.run;
-  }
+      : mask_(args.mask), words_(args.mask_words), walk_(args.index, e) {}
 
   uint64_t next() {
-    const int64_t at = base_ + s_;
-    if (index_.width == 1 && at % 32 == 0 && s_ + kBlock < index_.run) {
+    if (!walk_.shares() && walk_.bit() % 32 == 0 && walk_.left() > kBlock) {
       // Most blocks: two whole words.
-      const uint32_t* word = mask_ + at / 32;
-      s_ += kBlock;
+      const uint32_t* word = mask_ + walk_.bit() / 32;
+      walk_.advance(kBlock);
       return word[0] | static_cast<uint64_t>(word[1]) << 32;
     }
     uint64_t bits = 0;
     for (int got = 0; got < kBlock;) {
-      const int64_t left = index_.width == 1 ? index_.run - s_ : index_.width - inner_;
+      const int64_t left = walk_.left(), bit = walk_.bit();
       const int take = static_cast<int>(left < kBlock - got ? left : kBlock - got);
       const uint64_t ones = take == 64 ? ~uint64_t{0} : (uint64_t{1} << take) - 1;
-      const int64_t bit = base_ + s_;
       uint64_t piece;
-      if (index_.width == 1) {
-        piece = load_bits(mask_, words_, bit);
-        if (take > 32) piece |= static_cast<uint64_t>(load_bits(mask_, words_, bit + 32)) << 32;
-        advance(take);
-      } else {
+      if (walk_.shares()) {
         const bool kept = bit >> 5 < words_ && (mask_[bit >> 5] >> (bit & 31) & 1u) != 0;
         piece = kept ? ~uint64_t{0} : 0;
-        inner_ += take;
-        if (inner_ == index_.width) {
-          inner_ = 0;
-          advance(1);
-        }
+      } else {
+        piece = load_bits(mask_, words_, bit);
+        if (take > 32) piece |= static_cast<uint64_t>(load_bits(mask_, words_, bit + 32)) << 32;
       }
+      walk_.advance(take);
       bits |= (piece & ones) << got;
       got += take;
     }
@@ -59,19 +47,9 @@ class MaskCursor {
   }
 
  private:
-  void advance(int64_t by) {
-    s_ += by;
-    if (s_ < index_.run) return;
-    s_ = 0;
-    if (++r_ < index_.repeat) return;
-    r_ = 0;
-    base_ += index_.run;
-  }
-
   const uint32_t* mask_;
   int64_t words_;
-  MaskIndex index_;
-  int64_t inner_, s_, r_, base_;
+  MaskWalk walk_;
 };
 
 template <typename C>

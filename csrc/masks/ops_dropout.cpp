@@ -7,8 +7,6 @@
 namespace regkern::masks {
 namespace {
 
-constexpr int64_t kStreamed = int64_t{24} << 20;  // bytes that do not stay in the cache
-
 // A run of dimensions that a mask has, or shares.
 struct Run {
   bool kept;
@@ -118,7 +116,6 @@ void drop_elements(const Checks& check, const Dropout& o, const Tensor& x, const
     check.that(front == 1, "`p_tensor` that varies from the first run of dimensions on", "another");
   }
   args.scaled = scaled;
-  args.streaming = args.x != args.y && y.numel() * y.element_size() > kStreamed;
   if (args.numel > 0 && copies > 0) backend::dropout(args, OnDevice(x));
 }
 

@@ -47,10 +47,7 @@ def dropout(
     count, k = math.prod(sizes), copies or 1
     # Masks of elements start at whole blocks of the generator.
     padded = math.ceil(count / _BLOCK) * _BLOCK if count == x.numel() else count
-    # Not p.float(): a number keeps all of its bits.
-    each = p if isinstance(p, Tensor) and p.numel() > 1 else torch.tensor(float(p)).double()
-    if not isinstance(p, Tensor):
-        each = torch.tensor(p, dtype=torch.float64)
+    each = p if isinstance(p, Tensor) else torch.tensor(p, dtype=torch.float64)
     wide = torch.broadcast_to(each.double(), sizes).reshape(-1)
     held = torch.zeros(k, padded, dtype=torch.float64)
     held[:, :count] = wide
