@@ -293,6 +293,7 @@ def test_overlap_gradients() -> None:
         return OverlappingGroupL2(lam, CHAIN, value_sweeps=400).value(x)
 
     assert torch.autograd.gradcheck(prox, (x, lam), fast_mode=True)
+    assert torch.autograd.gradgradcheck(prox, (x, lam), fast_mode=True)
     assert torch.autograd.gradcheck(value, (x, lam), atol=1e-4, fast_mode=True)
     (g,) = torch.autograd.grad(value(x, lam), x, create_graph=True)
     with pytest.raises(RuntimeError, match="OverlappingGroupL2"):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype, function_apply, once_only
+from regkern._registration import function_apply, once_only
 from regkern.proximal import group_prox as ops
-from regkern.proximal.group_penalties import GroupL2
 from regkern.proximal.groups import Groups, Layout, Weights
+from regkern.proximal.latent_groups import latent_group_prox, latent_groups
 from regkern.proximal.penalty import Penalty, ProxReport, threshold
 from regkern.proximal.projections import (
     Lines,
@@ -233,18 +233,9 @@ class _Cover:
         top = max(int(g.max()) for g in groups)
         if top >= n:
             raise ValueError(f"regkern.{op}: expected `groups` of indices below {n}, got {top}")
+        self.latent, self.order = latent_groups(groups, colours, n, device)
         covered = torch.zeros(n, dtype=torch.bool)
-        # Of each colour the group soft threshold, and where its groups are.
-        self.classes: list[tuple[GroupL2, Tensor]] = []
-        for colour in range(max(colours) + 1):
-            chosen = [k for k, c in enumerate(colours) if c == colour]
-            labels = torch.full((n,), -1, dtype=torch.int64)
-            for label, k in enumerate(chosen):
-                labels[groups[k]] = label
-            own = weights[chosen].to(device) if isinstance(weights, Tensor) else weights
-            law = GroupL2(1.0, Groups.labels(labels, dim), own)
-            self.classes.append((law, (labels >= 0).to(device)))
-            covered |= labels >= 0
+        covered[torch.cat(list(groups))] = True
         self.covered = covered.to(device)
         # The pairs (group, member): members by group, and groups by member.
         members = torch.cat(list(groups))
@@ -347,10 +338,12 @@ class OverlappingGroupL2(Penalty):
     Notes
     -----
     At construction groups are coloured, in the order given, so that those of one colour are
-    disjoint: a sweep is one group soft threshold of the whole tensor per colour, which reads it a
-    few times; derivatives go through all sweeps, and memory for them grows with their number. A
-    fixed number of sweeps: nothing waits for the device. The error falls geometrically on common
-    overlaps, slower where many groups share most of their elements.
+    disjoint. A sweep takes one group after the other, all of a colour at the same time, and reads
+    and writes a number in double for each member of each group and for each element; the sum over
+    the parts at the end is the result. Derivatives go through all sweeps and keep a number for
+    each member and sweep; a second one takes the sweeps once more in torch's ops. A fixed number
+    of sweeps: nothing waits for the device. The error falls geometrically on common overlaps,
+    slower where many groups share most of their elements.
 
     ``value`` iterates :math:`\eta_g \leftarrow \lVert v_g \rVert / w_g` in
     :math:`\tfrac12 \sum_i x_i^2 / \zeta_i + \tfrac12 \sum_g w_g^2 \eta_g`,
@@ -443,26 +436,15 @@ class OverlappingGroupL2(Penalty):
         checks.scale(op, "step", step)
         cover = self._cover(x)
         t = threshold(x, step, self.lam)
-        wide = x.to(compute_dtype(x))
-        shape = [-1]
-        if self.dim is None:
-            wide = wide.reshape(-1)
-        else:
-            shape = [1] * x.dim()
-            shape[self.dim] = -1
-        laws = [law for law, _ in cover.classes]
-        masks = [mask.reshape(shape) for _, mask in cover.classes]
-        parts = [torch.zeros_like(wide)] * len(laws)
-        for _ in range(self.sweeps if len(laws) > 1 else 1):
-            for c, (law, mask) in enumerate(zip(laws, masks, strict=True)):
-                rest = wide
-                for h, part in enumerate(parts):
-                    rest = rest if h == c else rest - part
-                parts[c] = torch.where(mask, law.prox(rest, t), 0.0)
-        y = torch.where(cover.covered.reshape(shape), sum(parts[1:], parts[0]), wide)
-        # At threshold 0 the sum is x but for the sign of zeros and what is not finite.
-        exact = (t == 0) & ((wide == 0) | ~wide.isfinite())
-        return torch.where(exact, wide, y).reshape(x.shape).to(x.dtype)
+        shape = (1, x.numel(), 1)
+        if self.dim is not None:
+            dim = self.dim % x.dim()
+            shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+        w = cover.weights(shape[0] * shape[2])[cover.order.to(x.device)]
+        # Groups that do not overlap are done after one.
+        sweeps = self.sweeps if len(cover.latent.colours) > 1 else 1
+        y = latent_group_prox(x.reshape(shape), cover.latent, w, t, sweeps)
+        return y.reshape(x.shape)
 
     @torch.no_grad()
     def prox_(self, tensors: Tensor | Sequence[Tensor], step: float | Tensor = 1.0) -> ProxReport:

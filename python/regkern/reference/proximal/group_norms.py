@@ -42,7 +42,7 @@ def prox_exclusive_lasso(x: Tensor, threshold: float, dim: int) -> Tensor:
 
 
 def prox_overlapping_group_l2(
-    x: Tensor, groups: Sequence[Sequence[int]], threshold: float, sweeps: int
+    x: Tensor, groups: Sequence[Sequence[int]], threshold: float | Tensor, sweeps: int
 ) -> Tensor:
     """Σ v_g of the minimum of ½ ‖x − Σ v_g‖² + t Σ √|g| ‖v_g‖, one group after the other; x where
     no group is. Of one dimension."""
