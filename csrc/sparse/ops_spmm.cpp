@@ -1,0 +1,264 @@
+#include "core/op.h"
+#include "sparse/spmm.h"
+
+// Products with a sparse matrix, and what they are differentiated by.
+
+namespace regkern::sparse {
+namespace {
+
+// A pattern as ops are given it: both views, and where the entries of the second are in the first.
+struct Pattern {
+  Tensor offsets, index, t_offsets, t_index, t_order;
+  SparseView by_rows, by_columns;
+};
+
+void check_view(const Checks& check, const SparseView& view, const char* offsets,
+                const char* index) {
+  if constexpr (!kValuesReadable) return;
+  bool rising = view.offsets[0] == 0 && view.offsets[view.rows] == view.nnz;
+  for (int64_t r = 0; r < view.rows; ++r)
+    rising = rising & (view.offsets[r] <= view.offsets[r + 1]);
+  check.that(
+      rising,
+      std::string("`") + offsets + "` that do not fall, from 0 to " + std::to_string(view.nnz),
+      "others");
+  uint32_t largest = 0;  // of a negative one too
+  for (int64_t e = 0; e < view.nnz; ++e) {
+    const auto i = static_cast<uint32_t>(view.index[e]);
+    largest = i > largest ? i : largest;
+  }
+  check.that(view.nnz == 0 || largest < view.columns,
+             std::string("`") + index + "` in [0, " + std::to_string(view.columns) + ")",
+             std::to_string(static_cast<int32_t>(largest)));
+}
+
+Pattern pattern_of(const Checks& check, const Tensor& like, const Tensor& offsets,
+                   const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
+                   const Tensor& t_order) {
+  const auto list = [&](const Tensor& t, const char* name, ScalarType type, const char* text) {
+    check.same_device(t, name, like);
+    check.dtype(t, name, type, text);
+    check.that(t.dim() == 1, std::string("`") + name + "` of one dimension", sizes_name(t));
+    return torch::stable::contiguous(t);
+  };
+  Pattern p{};
+  p.offsets = list(offsets, "offsets", ScalarType::Long, "int64");
+  p.t_offsets = list(t_offsets, "t_offsets", ScalarType::Long, "int64");
+  p.index = list(index, "index", ScalarType::Int, "int32");
+  p.t_index = list(t_index, "t_index", ScalarType::Int, "int32");
+  p.t_order = list(t_order, "t_order", ScalarType::Int, "int32");
+  const int64_t nnz = index.numel(), rows = offsets.numel() - 1, columns = t_offsets.numel() - 1;
+  check.that(rows >= 0 && columns >= 0, "`offsets` and `t_offsets` of at least one element",
+             sizes_name(offsets) + " and " + sizes_name(t_offsets));
+  check.shape(t_index, "t_index", {nnz});
+  check.shape(t_order, "t_order", {nnz});
+  p.by_rows = {rows,   columns, nnz, const_data<int64_t>(p.offsets), const_data<int32_t>(p.index),
+               nullptr};
+  p.by_columns = {columns,
+                  rows,
+                  nnz,
+                  const_data<int64_t>(p.t_offsets),
+                  const_data<int32_t>(p.t_index),
+                  const_data<int32_t>(p.t_order)};
+  check_view(check, p.by_rows, "offsets", "index");
+  check_view(check, p.by_columns, "t_offsets", "t_index");
+  if constexpr (kValuesReadable) {
+    uint32_t largest = 0;
+    for (int64_t e = 0; e < nnz; ++e) {
+      const auto i = static_cast<uint32_t>(p.by_columns.order[e]);
+      largest = i > largest ? i : largest;
+    }
+    check.that(nnz == 0 || largest < nnz, "`t_order` in [0, " + std::to_string(nnz) + ")",
+               std::to_string(static_cast<int32_t>(largest)));
+  }
+  return p;
+}
+
+struct Side {
+  Dtype dtype;
+  int64_t batch, features;
+};
+
+Side side_of(const Checks& check, const Tensor& x, const char* name, int64_t features,
+             bool feature_major) {
+  Side side{check.floating(x, name), 0, features};
+  check.that(x.dim() == 2, std::string("`") + name + "` of two dimensions", sizes_name(x));
+  side.batch = x.size(feature_major ? 1 : 0);
+  check.that(x.size(feature_major ? 0 : 1) == features,
+             std::string("`") + name + "` of " + std::to_string(features) + " features",
+             sizes_name(x));
+  return side;
+}
+
+Tensor check_values(const Checks& check, const Tensor& values, int64_t nnz, const Tensor& like,
+                    Dtype dtype) {
+  check.same_device(values, "values", like);
+  check.dtype(values, "values", compute_type(dtype),
+              dtype == Dtype::float64 ? "float64" : "float32");
+  check.shape(values, "values", {nnz});
+  return torch::stable::contiguous(values);
+}
+
+int tile_of(const Pattern& pattern, Dtype dtype) {
+  const int64_t rows = pattern.by_rows.rows, columns = pattern.by_rows.columns;
+  return batch_tile(dtype == Dtype::float64, rows > columns ? rows : columns);
+}
+
+// x in tiles; `kept` holds their memory.
+BatchTiles tiles_of(const Tensor& x, const Side& side, int tile, bool feature_major, Tensor* kept,
+                    const OnDevice& device) {
+  const Tensor dense = torch::stable::contiguous(x);
+  const bool direct = feature_major && side.batch % tile == 0 &&
+                      (side.dtype == Dtype::float32 || side.dtype == Dtype::float64);
+  if (direct) {
+    *kept = dense;
+    return {dense.const_data_ptr(), side.batch, tile};
+  }
+  const int64_t tiles = (side.batch + tile - 1) / tile;
+  *kept = new_tensor(x, {tiles, side.features, tile}, compute_type(side.dtype));
+  backend::sparse_pack(PackArgs{side.dtype, tile, side.batch, side.features, feature_major,
+                                dense.const_data_ptr(), kept->mutable_data_ptr()},
+                       device);
+  return {kept->const_data_ptr(), tile, side.features * tile};
+}
+
+std::vector<int64_t> sizes_by(bool feature_major, int64_t batch, int64_t features) {
+  if (feature_major) return {features, batch};
+  return {batch, features};
+}
+
+Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Tensor& values,
+                const Pattern& pattern, const SparseView& view, const MaybeTensor& bias,
+                Activation activation, bool feature_major) {
+  const Side side = side_of(check, x, name, view.columns, feature_major);
+  const Tensor w = check_values(check, values, view.nnz, x, side.dtype);
+  Tensor own_bias;
+  if (bias.has_value()) {
+    check.same_device(*bias, "bias", x);
+    check.dtype(*bias, "bias", compute_type(side.dtype),
+                side.dtype == Dtype::float64 ? "float64" : "float32");
+    check.shape(*bias, "bias", {view.rows});
+    own_bias = torch::stable::contiguous(*bias);
+  }
+  const Tensor y = new_tensor(x, sizes_by(feature_major, side.batch, view.rows), x.scalar_type());
+  if (y.numel() == 0) return y;
+  const OnDevice device(x);
+  Tensor kept;
+  SpmmArgs args{};
+  args.dtype = side.dtype;
+  args.tile = tile_of(pattern, side.dtype);
+  args.batch = side.batch;
+  args.view = view;
+  args.x = tiles_of(x, side, args.tile, feature_major, &kept, device);
+  args.values = w.const_data_ptr();
+  args.bias = bias.has_value() ? own_bias.const_data_ptr() : nullptr;
+  args.activation = activation;
+  args.feature_major = feature_major;
+  args.y = y.mutable_data_ptr();
+  backend::sparse_spmm(args, device);
+  return y;
+}
+
+Tensor sparse_linear(const Tensor& x, const Tensor& values, const MaybeTensor& bias,
+                     const std::string& activation, const Tensor& offsets, const Tensor& index,
+                     const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
+                     bool feature_major) {
+  const Checks check("sparse_linear");
+  const auto kind =
+      static_cast<Activation>(check.one_of(activation, "activation", {"none", "relu"}));
+  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  return multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major);
+}
+
+Tensor sparse_linear_t(const Tensor& g, const Tensor& values, const Tensor& offsets,
+                       const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
+                       const Tensor& t_order, bool feature_major) {
+  const Checks check("sparse_linear_t");
+  const Pattern pattern = pattern_of(check, g, offsets, index, t_offsets, t_index, t_order);
+  return multiply(check, "g", g, values, pattern, pattern.by_columns, std::nullopt,
+                  Activation::none, feature_major);
+}
+
+void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor* values,
+            const Pattern& pattern, bool feature_major, const Tensor* dx, Tensor* dvalues) {
+  const SparseView& view = pattern.by_columns;
+  const Side of_x = side_of(check, x, "x", view.rows, feature_major);
+  const Side of_g = side_of(check, g, "g", view.columns, feature_major);
+  check.same_device(g, "g", x);
+  check.that(of_g.dtype == of_x.dtype && of_g.batch == of_x.batch,
+             "`g` of the dtype and batch of `x`, " + sizes_name(x), sizes_name(g));
+  *dvalues = new_tensor(x, {view.nnz}, compute_type(of_x.dtype));
+  if (of_x.batch == 0) {
+    torch::stable::zero_(*dvalues);
+    return;
+  }
+  const OnDevice device(x);
+  Tensor kept_x, kept_g;
+  SddmmArgs args{};
+  args.dtype = of_x.dtype;
+  args.tile = tile_of(pattern, of_x.dtype);
+  args.batch = of_x.batch;
+  args.view = view;
+  args.x = tiles_of(x, of_x, args.tile, feature_major, &kept_x, device);
+  args.g = tiles_of(g, of_g, args.tile, feature_major, &kept_g, device);
+  args.values = values != nullptr ? values->const_data_ptr() : nullptr;
+  args.feature_major = feature_major;
+  args.dx = dx != nullptr ? dx->mutable_data_ptr() : nullptr;
+  args.dvalues = dvalues->mutable_data_ptr();
+  if (view.rows > 0) backend::sparse_sddmm(args, device);
+}
+
+Tensor sddmm(const Tensor& g, const Tensor& x, const Tensor& offsets, const Tensor& index,
+             const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
+             bool feature_major) {
+  const Checks check("sddmm");
+  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  Tensor dvalues;
+  sample(check, g, x, nullptr, pattern, feature_major, nullptr, &dvalues);
+  return dvalues;
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& g, const Tensor& x,
+                                                  const Tensor& values, const Tensor& offsets,
+                                                  const Tensor& index, const Tensor& t_offsets,
+                                                  const Tensor& t_index, const Tensor& t_order,
+                                                  bool feature_major) {
+  const Checks check("sparse_linear_backward");
+  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Dtype dtype = check.floating(x, "x");
+  const Tensor w = check_values(check, values, pattern.by_rows.nnz, x, dtype);
+  const Tensor dx = new_tensor(x, sizes_of(x), x.scalar_type());
+  Tensor dvalues;
+  sample(check, g, x, &w, pattern, feature_major, &dx, &dvalues);
+  return {dx, dvalues};
+}
+
+}  // namespace
+
+#if !defined(REGKERN_CUDA)
+STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
+  m.def(
+      "sparse_linear(Tensor x, Tensor values, Tensor? bias, str activation, Tensor offsets, "
+      "Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, bool feature_major) -> "
+      "Tensor");
+  m.def(
+      "sparse_linear_t(Tensor g, Tensor values, Tensor offsets, Tensor index, Tensor t_offsets, "
+      "Tensor t_index, Tensor t_order, bool feature_major) -> Tensor");
+  m.def(
+      "sddmm(Tensor g, Tensor x, Tensor offsets, Tensor index, Tensor t_offsets, Tensor t_index, "
+      "Tensor t_order, bool feature_major) -> Tensor");
+  m.def(
+      "sparse_linear_backward(Tensor g, Tensor x, Tensor values, Tensor offsets, Tensor index, "
+      "Tensor t_offsets, Tensor t_index, Tensor t_order, bool feature_major) -> (Tensor dx, "
+      "Tensor dvalues)");
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
+  m.impl("sparse_linear", TORCH_BOX(&sparse_linear));
+  m.impl("sparse_linear_t", TORCH_BOX(&sparse_linear_t));
+  m.impl("sddmm", TORCH_BOX(&sddmm));
+  m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward));
+}
+
+}  // namespace regkern::sparse
