@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_sddmm_kernel(SddmmArgs arg
             place = view.order != nullptr ? view.order[at + lane] : at + lane;
             if (kDx) w = values[place];
           }
-#pragma unroll 2
+#pragma unroll 1
           for (int e = 0; e < count; ++e) {
             const C* const g = g_tile + __shfl_sync(kAll, column, e) * args.g.pitch;
             const C own = __shfl_sync(kAll, w, e);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -154,7 +155,10 @@ def _flat(op: str, name: str, x: Tensor, features: int, feature_major: bool) -> 
             f"regkern.{op}: expected `{name}` of {features} features in dimension {place}, got "
             f"{tuple(x.shape)}"
         )
-    return x.reshape(features, -1) if feature_major else x.reshape(-1, features)
+    # Not -1, which is ambiguous where there are no features.
+    if feature_major:
+        return x.reshape(features, math.prod(x.shape[1:]))
+    return x.reshape(math.prod(x.shape[:-1]), features)
 
 
 def _back(y: Tensor, x: Tensor, feature_major: bool) -> Tensor:

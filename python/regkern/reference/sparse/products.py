@@ -39,5 +39,5 @@ def sddmm(g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool = Fa
     """gᵀ x at the entries."""
     if feature_major:
         g, x = g.movedim(0, -1), x.movedim(0, -1)
-    full = g.reshape(-1, g.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    full = g.flatten(0, -2).t() @ x.flatten(0, -2)
     return pattern.gather(full)
