@@ -5,6 +5,7 @@ from regkern._library import build_info  # loads the libraries: first
 # isort: split
 from regkern import optim as optim
 from regkern import proximal as proximal
+from regkern import sparse as sparse
 from regkern import spectral as spectral
 from regkern import transport as transport
 from regkern.masks import (

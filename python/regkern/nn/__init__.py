@@ -38,6 +38,7 @@ from regkern.nn.quantize import (
     QuantNoise,
     StochasticRound,
 )
+from regkern.nn.sparse import SparseLinear
 from regkern.nn.spectral import (
     AOLConv2d,
     AOLLinear,
@@ -103,6 +104,7 @@ __all__ = [
     "Shrink",
     "SinkhornDivergence",
     "SinkhornNormalize",
+    "SparseLinear",
     "SparseRouter",
     "Sparsemax",
     "SparsemaxLoss",

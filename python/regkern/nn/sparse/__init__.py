@@ -1,0 +1,5 @@
+"""Modules of sparse backprop."""
+
+from regkern.nn.sparse.linear import SparseLinear
+
+__all__ = ["SparseLinear"]
