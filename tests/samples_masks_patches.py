@@ -31,7 +31,10 @@ def _gathered_definition(x: Tensor, **options: Any) -> Tensor:
 def _subset(x: Tensor, least: float, disjoint: bool) -> Tensor:
     """The tokens of three subsets, padded."""
     subsets = subset_masks(
-        x.shape[0], x.shape[1], [(least, 0.4), (0.1, 0.2), (0.3, 0.3)], disjoint=disjoint,
+        x.shape[0],
+        x.shape[1],
+        [(least, 0.4), (0.1, 0.2), (0.3, 0.3)],
+        disjoint=disjoint,
         seed=seed(),
     )
     # One after the other: a token may be in several subsets.
@@ -81,8 +84,13 @@ def _sample(name: str, shapes: tuple[tuple[int, ...], ...], **options: Any) -> S
     ours, definition = forms.get(name.partition("-")[0], (_gathered, _gathered_definition))
     # A token is of no sample: an empty batch leaves it as it is.
     return Sample(
-        "patch", name, shapes, options, ours, definition, batched="scores" not in options
-        and len(shapes) == 1,
+        "patch",
+        name,
+        shapes,
+        options,
+        ours,
+        definition,
+        batched="scores" not in options and len(shapes) == 1,
     )
 
 

@@ -12,7 +12,7 @@ namespace {
 using namespace masks;
 
 constexpr int64_t kBytesPerPiece = int64_t{1} << 17;
-constexpr int64_t kFetched = 256;  // bytes; the processor sees where it goes from there
+constexpr int64_t kFetched = 1024;  // bytes; the processor sees where it goes from there
 
 template <typename T>
 void fill_sum_as(const PatchFillSumArgs& args) {

@@ -33,9 +33,7 @@ _patch_gather = register(
     "patch_gather",
     lambda x, ids, fill=None: x.new_empty((x.shape[0], ids.shape[1], *x.shape[2:])),
 )
-_patch_inverse = register(
-    "patch_inverse", lambda ids, count: ids.new_empty((ids.shape[0], count))
-)
+_patch_inverse = register("patch_inverse", lambda ids, count: ids.new_empty((ids.shape[0], count)))
 _patch_fill_sum = register("patch_fill_sum", lambda g, ids, count: g.new_empty(g.shape[2:]))
 
 
@@ -52,7 +50,7 @@ def _backward_gather(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 
 
 def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    g, ids, ctx.count = inputs
+    _, ids, ctx.count = inputs
     ctx.save_for_backward(ids)
 
 
@@ -69,11 +67,11 @@ _patch_fill_sum.differentiable(_setup_sum, _backward_sum)
 # ---- checks that the functions on tokens share ----
 
 
-def count_of(op: str, name: str, value: object, least: int = 0) -> Any:
+def count_of(op: str, name: str, value: Any, least: int = 0) -> Any:
     """A number of things, which may be symbolic."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"regkern.{op}: expected `{name}` to be an int, got {value!r}")
-    checks.at_least(op, name, value, least)
+    checks.at_least(op, name, value, least)  # type: ignore[arg-type]
     return value
 
 
@@ -137,8 +135,8 @@ class MaskedPatches(NamedTuple):
     ids_keep : Tensor
         int64 (batch, n_keep): the patches that are kept, ascending.
     ids_restore : Tensor
-        int64 (batch, n): where a patch stands behind the kept ones and, after them, the masked ones,
-        each in their order.
+        int64 (batch, n): where a patch stands if the kept ones come first and the masked ones after
+        them, each in their order.
     """
 
     mask: Tensor
@@ -186,8 +184,8 @@ def patch_mask(
     `random` draws the masked set uniformly among all of its size. `hard` masks the
     :math:`\lfloor \alpha (n - n_\text{keep}) \rfloor` patches of highest score, and the rest of the
     masked ones at random among the others. `block` masks rectangles of a grid one after the other
-    until the count is met: of the last one only the last patches, in row-major order, that are still
-    to be masked, and random patches where all rectangles together are not enough.
+    until the count is met: of the last one as many patches as are missing, from its end in
+    row-major order, and random patches where all rectangles together are not enough.
 
     Parameters
     ----------
@@ -325,13 +323,15 @@ def _ids(op: str, name: str, ids: object, x: Tensor) -> None:
 def patch_gather(x: Tensor, ids: Tensor) -> Tensor:
     r"""The tokens of a list, sample by sample.
 
-    .. math:: y_{bj} = x_{b,\,\mathrm{ids}_{bj}}, \qquad y_{bj} = 0 \text{ where } \mathrm{ids}_{bj} = -1
+    .. math::
+        y_{bj} = x_{b,\,\mathrm{ids}_{bj}}, \qquad
+        y_{bj} = 0 \text{ where } \mathrm{ids}_{bj} = -1
 
     Parameters
     ----------
     x : Tensor
-        (batch, n, \*features); float32, float64, bfloat16 or float16. Samples and tokens may have any
-        stride; of features that are strided a copy is made.
+        (batch, n, \*features); float32, float64, bfloat16 or float16. Samples and tokens may have
+        any stride; of features that are strided a copy is made.
     ids : Tensor
         int64 (batch, k), in [0, n), or −1 for padding. For gradients no token may be twice in a
         sample.
@@ -346,8 +346,9 @@ def patch_gather(x: Tensor, ids: Tensor) -> Tensor:
     TypeError, ValueError
         Where an argument is not as said above.
     RuntimeError
-        On the CPU, for ids that are out of range, and in the backward for ids that are there twice.
-        On CUDA they are not looked at: the first give zeros, the second the gradient of one of them.
+        On the CPU, for ids that are out of range, and in the backward for ids that are there twice:
+        subsets that overlap are gathered one by one. On CUDA ids are not looked at: the first give
+        zeros, the second the gradient of one of them.
 
     Notes
     -----
@@ -363,7 +364,8 @@ def patch_restore(kept: Tensor, ids_restore: Tensor, mask_token: Tensor | None =
     r"""Kept tokens back in their places, with a mask token in all others.
 
     .. math::
-        y_{bi} = \mathrm{kept}_{b,\,r_{bi}} \text{ if } r_{bi} < k, \text{ else } \mathrm{mask\_token}
+        y_{bi} = \mathrm{kept}_{b,\,r_{bi}} \text{ if } r_{bi} < k, \text{ else }
+        \mathrm{mask\_token}
 
     The same as gathering from the kept tokens followed by copies of the mask token, which are not
     made.

@@ -67,8 +67,8 @@ def pairwise_ranking_loss(predicted: Tensor, target: Tensor, mask: Tensor | None
         V = \{(i, j) : t_i > t_j\}
 
     over the pairs of tokens of one sample, all samples together. It is the mean of the binary cross
-    entropy of :math:`\sigma(p_i - p_j)` with the label :math:`1[t_i > t_j]` over ordered pairs, ties
-    left out.
+    entropy of :math:`\sigma(p_i - p_j)` with the label :math:`1[t_i > t_j]` over ordered pairs,
+    without ties.
 
     Parameters
     ----------
@@ -125,4 +125,5 @@ def pairwise_ranking_loss(predicted: Tensor, target: Tensor, mask: Tensor | None
             )
     wide = torch.promote_types(compute_dtype(predicted), compute_dtype(target))
     losses, pairs, _ = _pair_ranking(predicted.to(wide), target.detach().to(wide), mask)
-    return (losses.sum() / pairs.sum().clamp(min=1)).to(predicted.dtype)
+    mean: Tensor = losses.sum() / pairs.sum().clamp(min=1)
+    return mean.to(predicted.dtype)

@@ -1,4 +1,4 @@
-"""Parts and subsets of tokens or features: disjoint parts, context and targets, correlated masks."""
+"""Subsets of tokens or features: disjoint parts, context and targets, correlated features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count, width = len(most), most[0]
     for size in most[1:]:
-        width = torch.sym_max(width, size)
+        width = max(width, size)
     return (
         seed.new_empty((batch, count, n), dtype=torch.bool),
         seed.new_empty((batch, count, width)),
@@ -46,7 +46,7 @@ class Partition(NamedTuple):
     ids : tuple of Tensor
         For each part int64 (batch, size), ascending.
     ids_restore : Tensor
-        int64 (batch, n): where a token stands behind the parts, one after the other; `patch_restore`
+        int64 (batch, n): where a token stands in the parts, one after the other; `patch_restore`
         takes it with the parts concatenated.
     """
 
