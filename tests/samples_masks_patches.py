@@ -28,24 +28,20 @@ def _gathered_definition(x: Tensor, **options: Any) -> Tensor:
     return y * (1 + mask.unsqueeze(2).to(x.dtype))
 
 
-def _subset(x: Tensor, least: float, disjoint: bool) -> Tensor:
-    """The tokens of three subsets, padded."""
-    subsets = subset_masks(
-        x.shape[0],
-        x.shape[1],
-        [(least, 0.4), (0.1, 0.2), (0.3, 0.3)],
-        disjoint=disjoint,
-        seed=seed(),
-    )
-    # One after the other: a token may be in several subsets.
+RANGES = [(0.2, 0.4), (0.1, 0.2), (0.3, 0.3)]
+
+
+def _subset(x: Tensor) -> Tensor:
+    """The tokens of three subsets, padded, one after the other: a token may be in several."""
+    subsets = subset_masks(x.shape[0], x.shape[1], RANGES, disjoint=False, seed=seed())
     y = torch.cat([patch_gather(x, subsets.ids[:, s]) for s in range(3)], 1)
     return y * (1 + subsets.sizes.sum(1)).view(-1, 1, 1).to(x.dtype)
 
 
-def _subset_definition(x: Tensor, least: float, disjoint: bool) -> Tensor:
+def _subset_definition(x: Tensor) -> Tensor:
     n = x.shape[1]
-    low, high = [-int(-least * n // 1), 1, 3], [n * 4 // 10, n * 2 // 10, 3]
-    _, ids, sizes = reference.patch_subsets(x.shape[0], n, low, high, disjoint, seed=seed())
+    assert n == 10
+    _, ids, sizes = reference.patch_subsets(x.shape[0], n, [2, 1, 3], [4, 2, 3], False, seed=seed())
     y = reference.patch_gather(x, ids.flatten(1))
     return y * (1 + sizes.sum(1)).view(-1, 1, 1).to(x.dtype)
 
@@ -70,9 +66,9 @@ THERE = normal((3, N), torch.float64, 8) > -0.7
 SCORES = normal((3, 10), torch.float32, 9).mul(2).round()
 
 
-def _ranked(p: Tensor, function: Any, mask: Tensor | None) -> Tensor:
+def _ranked(p: Tensor, function: Any) -> Tensor:
     rows = slice(0, p.shape[0])
-    y: Tensor = function(p, TARGET[rows].to(p.dtype), None if mask is None else mask[rows])
+    y: Tensor = function(p, TARGET[rows].to(p.dtype), THERE[rows])
     return y
 
 
@@ -97,20 +93,15 @@ def _sample(name: str, shapes: tuple[tuple[int, ...], ...], **options: Any) -> S
 SAMPLES: list[Sample] = [
     _sample("random", ((4, 67, 3),), n=67, ratio=0.6),
     _sample("hard", ((3, 10, 16),), n=10, kind="hard", scores=SCORES, alpha=0.5, ratio=0.6),
-    _sample("block", ((2, 48, 8),), n=(2, 4, 6), kind="block", keep=21, blocks=3),
-    _sample("subset-apart", ((3, 10, 5),), least=0.2, disjoint=True),
-    _sample("subset-free", ((2, 10, 2),), least=0.4, disjoint=False),
+    _sample("subset", ((2, 10, 2),)),
     _sample("partition", ((3, 20, 8), (8,))),
-    *(
-        Sample(
-            "pairwise_ranking_loss",
-            name,
-            ((3, N),),
-            {"mask": mask},
-            lambda p, mask: _ranked(p, pairwise_ranking_loss, mask),
-            lambda p, mask: _ranked(p, reference.pairwise_ranking_loss, mask),
-            batched=False,
-        )
-        for name, mask in (("all", None), ("masked", THERE))
+    Sample(
+        "pairwise_ranking_loss",
+        "masked",
+        ((3, N),),
+        {},
+        lambda p: _ranked(p, pairwise_ranking_loss),
+        lambda p: _ranked(p, reference.pairwise_ranking_loss),
+        batched=False,
     ),
 ]
