@@ -463,7 +463,11 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
             "disjoint subsets to be no more than `n` together, got 5",
         ),
         (lambda: PatchDropout(1.0), ValueError, r"expected `p` in \[0, 1\), got 1.0"),
-        (lambda: HardnessSchedule([PatchMask()]), ValueError, "of kind 'hard', got none"),
+        (
+            lambda: HardnessSchedule([PatchMask()], 0.0, 0.5, 9),
+            ValueError,
+            "of kind 'hard', got none",
+        ),
     ],
 )
 def test_errors(call: Callable[[], object], error: type[Exception], text: str) -> None:

@@ -38,15 +38,24 @@ _patch_fill_sum = register("patch_fill_sum", lambda g, ids, count: g.new_empty(g
 
 
 def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ids, fill = inputs
+    x, ids, _ = inputs
     ctx.save_for_backward(ids)
-    ctx.count, ctx.filled = x.shape[1], fill is not None
+    ctx.count = x.shape[1]
+
+
+def _needs(ctx: Any, i: int) -> bool:
+    # Trailing arguments at their default are not counted.
+    return len(ctx.needs_input_grad) > i and bool(ctx.needs_input_grad[i])
 
 
 def _backward_gather(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     (ids,) = ctx.saved_tensors
-    dx = _patch_gather(g, _patch_inverse(ids, ctx.count), None)
-    return dx, None, _patch_fill_sum(g, ids, ctx.count) if ctx.filled else None
+    dx = dfill = None
+    if _needs(ctx, 0):
+        dx = _patch_gather(g, _patch_inverse(ids, ctx.count), None)
+    if _needs(ctx, 2):
+        dfill = _patch_fill_sum(g, ids, ctx.count)
+    return dx, None, dfill
 
 
 def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -206,9 +206,9 @@ class HardnessSchedule:
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Module],
-        start: float = 0.0,
-        stop: float = 0.5,
-        steps: int = 1,
+        start: float,
+        stop: float,
+        steps: int,
     ) -> None:
         op = "HardnessSchedule"
         layers = model.modules() if isinstance(model, nn.Module) else model
