@@ -140,6 +140,7 @@ WIDE_ACCESSES = {
     r"\bmask_apply_kernel<float, 4, false, false, unsigned int>": 4,
     r"\bdropout_kernel<float, false>": 2,
     r"\bdropout_kernel<regkern::bfloat16, false>": 1,
+    r"\bpatch_copy_kernel<uint4>": 4,
     r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned short, 8, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned int, 4, false, unsigned int>": 4,
