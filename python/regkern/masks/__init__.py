@@ -11,10 +11,31 @@ from regkern.masks.drop_block import (
 from regkern.masks.dropping import dropout, dropout_
 from regkern.masks.erasing import cutout, erase_boxes, random_erasing, random_erasing_
 from regkern.masks.mixing import Mixed, MixParams, cutmix, cutmix_or_mixup, mix, mixup
+from regkern.masks.patches import (
+    MaskedPatches,
+    patch_gather,
+    patch_mask,
+    patch_restore,
+)
+from regkern.masks.ranking import (
+    pairwise_ranking_loss,
+)
+from regkern.masks.subsets import (
+    Partition,
+    Subsets,
+    correlated_feature_mask,
+    mask_fields,
+    patch_partition,
+    subset_masks,
+)
 
 __all__ = [
+    "MaskedPatches",
     "MixParams",
     "Mixed",
+    "Partition",
+    "Subsets",
+    "correlated_feature_mask",
     "cutmix",
     "cutmix_or_mixup",
     "cutout",
@@ -25,10 +46,17 @@ __all__ = [
     "dropout_",
     "erase_boxes",
     "mask_apply",
+    "mask_fields",
     "mix",
     "mixup",
     "pack_mask",
+    "pairwise_ranking_loss",
+    "patch_gather",
+    "patch_mask",
+    "patch_partition",
+    "patch_restore",
     "random_erasing",
     "random_erasing_",
+    "subset_masks",
     "unpack_mask",
 ]

@@ -199,7 +199,8 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     places still does. A layer is left, and the reason given, where that cannot be had: a subclass,
     hooks, a parametrization, a setting without a counterpart.
 
-    Known: torch's dropout layers, ``torchvision.ops.StochasticDepth`` and ``timm.layers.DropPath``;
+    Known: torch's dropout layers, ``torchvision.ops.StochasticDepth``, ``timm.layers.DropPath`` and
+    timm's ``PatchDropout``;
     ``torchvision.ops.DropBlock2d`` and ``DropBlock3d``; ``timm.layers.DropBlock2d`` (1.0.23 and
     newer); ``dropblock.DropBlock2D`` and ``DropBlock3D``, under its ``LinearScheduler`` too;
     ``torch.ao.quantization.FakeQuantize`` with integer zero points; torchao's
@@ -271,6 +272,7 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
 # The rules register themselves, a file per family.
 from regkern.swap import dropout as dropout  # noqa: E402
 from regkern.swap import masks as masks  # noqa: E402
+from regkern.swap import patches as patches  # noqa: E402
 from regkern.swap import proximal as proximal  # noqa: E402
 from regkern.swap import quantize as quantize  # noqa: E402
 from regkern.swap import spectral as spectral  # noqa: E402

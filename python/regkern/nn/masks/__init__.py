@@ -2,6 +2,11 @@
 
 from regkern.nn.masks.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
 from regkern.nn.masks.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from regkern.nn.masks.patches import (
+    HardnessSchedule,
+    PatchDropout,
+    PatchMask,
+)
 from regkern.nn.masks.schedule import LinearSchedule, linear_schedule
 from regkern.nn.masks.transforms import CutMix, MixUp, RandomErasing
 
@@ -15,8 +20,11 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "HardnessSchedule",
     "LinearSchedule",
     "MixUp",
+    "PatchDropout",
+    "PatchMask",
     "RandomErasing",
     "linear_schedule",
 ]
