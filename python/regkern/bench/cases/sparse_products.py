@@ -1,0 +1,125 @@
+"""Sparse layers: a full step through autograd, and the gradient of a few of a dense weight."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regkern.bench.case import Case, Inputs, Rival
+from regkern.reference.sparse import products as reference
+from regkern.sparse import SparsePattern, sddmm, sparse_linear
+
+BATCH = 128
+
+
+@cache
+def _pattern(rows: int, columns: int, density: float, device: torch.device) -> SparsePattern:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(rows, columns, generator=generator) < density
+    return SparsePattern.from_mask(mask).to(device)
+
+
+def _layer(
+    ratio: int, density: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Inputs:
+    """x, an output gradient, the entries, and the dense weight that has them."""
+    columns, rows = shape[1], shape[1] * ratio
+    pattern = _pattern(rows, columns, density, device)
+    values = torch.randn(pattern.nnz, device=device)
+    weight = pattern.scatter(values)
+    x = torch.randn(shape, device=device)
+    return {
+        "x": x.to(dtype),
+        "g": torch.randn(shape[0], rows, device=device).to(dtype),
+        "values": values,
+        "weight": weight.to(dtype),
+        "csr": pattern.to_torch(values),
+        "pattern": pattern,
+    }
+
+
+def _step(i: Inputs) -> Any:
+    x, values = i["x"].detach().requires_grad_(), i["values"].detach().requires_grad_()
+    y = sparse_linear(x, values, i["pattern"])
+    return y.detach(), *torch.autograd.grad(y, (x, values), i["g"])
+
+
+def _definition(i: Inputs) -> Any:
+    x, values = i["x"].detach().requires_grad_(), i["values"].detach().requires_grad_()
+    y = reference.sparse_linear(x, values, i["pattern"])
+    return y.detach(), *torch.autograd.grad(y, (x, values), i["g"])
+
+
+def _dense(i: Inputs, dtype: torch.dtype | None = None) -> Any:
+    x, weight, g = (i[k] if dtype is None else i[k].to(dtype) for k in ("x", "weight", "g"))
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    y = torch.nn.functional.linear(x, weight)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), g)
+
+
+def _csr(i: Inputs) -> Any:
+    x, weight = i["x"].t().detach().requires_grad_(), i["csr"].detach().requires_grad_()
+    y = torch.sparse.mm(weight, x)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), i["g"].t())
+
+
+def _layer_case(columns: int, ratio: int, sparsity: int) -> Case:
+    return Case(
+        op="sparse_linear",
+        variant=f"{columns}x{columns * ratio}_{sparsity}",
+        shape=(BATCH, columns),
+        small=(9, 20),
+        make=partial(_layer, ratio, 1 - sparsity / 100),
+        ours=_step,
+        reference=_definition,
+        rivals=(
+            Rival("torch dense", "torch", lambda: _dense, "forward and both gradients"),
+            Rival("torch CSR", "torch", lambda: _csr, "torch.sparse.mm"),
+        ),
+        more_dtypes=(torch.float64, torch.bfloat16),
+        floor="read",
+        passes=2.0,
+    )
+
+
+def _masked(i: Inputs) -> Tensor:
+    return sddmm(i["g"], i["x"], i["pattern"])
+
+
+def _masked_definition(i: Inputs) -> Tensor:
+    return reference.sddmm(i["g"], i["x"], i["pattern"])
+
+
+def _masked_dense(i: Inputs) -> Tensor:
+    pattern: SparsePattern = i["pattern"]
+    return pattern.gather(i["g"].t() @ i["x"])
+
+
+def _masked_torch(i: Inputs) -> Tensor:
+    found: Tensor = torch.sparse.sampled_addmm(i["csr"], i["g"].t(), i["x"], beta=0.0)
+    return found
+
+
+CASES = (
+    *(_layer_case(768, 4, sparsity) for sparsity in (80, 90, 95, 98, 99)),
+    *(_layer_case(4096, 1, sparsity) for sparsity in (80, 90, 95, 98, 99)),
+    Case(
+        op="sddmm",
+        variant="4096_1percent",
+        shape=(BATCH, 4096),
+        small=(9, 20),
+        make=partial(_layer, 1, 0.01),
+        ours=_masked,
+        reference=_masked_definition,
+        rivals=(
+            Rival("torch dense", "torch", lambda: _masked_dense, "the whole, and a gather"),
+            Rival("torch sampled_addmm", "torch", lambda: _masked_torch),
+        ),
+        more_dtypes=(torch.float64,),
+        floor="read",
+        passes=2.0,
+    ),
+)
