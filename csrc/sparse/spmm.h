@@ -80,7 +80,7 @@ struct SddmmArgs {
 // The elements of a tile: as many bytes for both compute types. Half of it where a tile of that
 // many features would not stay in the second cache.
 REGKERN_HD int batch_tile(bool wide, int64_t features) {
-  const int tile = features > 2048 ? 32 : 64;
+  const int tile = features > 8192 ? 32 : 64;
   return wide ? tile / 2 : tile;
 }
 
