@@ -11,7 +11,8 @@ namespace {
 
 class DenseTransform : public Transform {
  public:
-  DenseTransform(Dtype dtype, const Tensor& cost, const Tensor& a, const Tensor& b, Context context)
+  DenseTransform(Dtype dtype, const Tensor& cost, const Tensor& a, const Tensor& b, Context context,
+                 bool keeps_kernel = false)
       : Transform(cost.size(0), cost.size(1), cost.size(2), context), cost_(cost) {
     const ScalarType type = compute_type(dtype);
     column_shift_ = new_tensor(cost, {batch * m}, type);
@@ -33,6 +34,10 @@ class DenseTransform : public Transform {
     args_.column_weight = column_weight_.mutable_data_ptr();
     args_.partials = partials_.mutable_data_ptr();
     args_.again = mutable_data<int32_t>(again_);
+    if (!keeps_kernel) return;
+    kernel_ = new_tensor(cost, {batch, n, kernel_stride(m)}, type);
+    kernel_eps_ = filled(cost, {batch}, ScalarType::Double, 0.0);
+    fresh_ = new_tensor(cost, {batch}, ScalarType::Int);
   }
 
   void softmin(Side side, const Sweep& sweep) override {
@@ -63,6 +68,11 @@ class DenseTransform : public Transform {
     args.f_raw = it.f_raw;
     args.f_next = it.f_next;
     args.g_raw = it.g_raw;
+    if (kernel_.has_value()) {
+      args.kernel = kernel_->mutable_data_ptr();
+      args.kernel_eps = mutable_data<double>(*kernel_eps_);
+      args.fresh = mutable_data<int32_t>(*fresh_);
+    }
     run(args);
   }
 
@@ -73,6 +83,7 @@ class DenseTransform : public Transform {
 
   DenseArgs args_{};
   Tensor cost_, row_shift_, row_weight_, column_shift_, column_weight_, partials_, again_;
+  MaybeTensor kernel_, kernel_eps_, fresh_;
 };
 
 Dtype check_cost(const Checks& check, const Tensor& cost) {
@@ -96,7 +107,8 @@ const double* check_double(const Checks& check, const Tensor& t, const char* nam
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dense_solve(
     const Tensor& cost, const Tensor& a, const Tensor& b, const Tensor& eps, const Tensor& rho,
     MaybeTensor eps_start, MaybeTensor f, MaybeTensor g, std::optional<double> tol,
-    int64_t max_iter, int64_t check_every, std::string acceleration, double omega, double scaling) {
+    int64_t max_iter, int64_t check_every, std::string acceleration, double omega, double scaling,
+    bool keeps_kernel) {
   const Checks check("transport_dense_solve");
   const Dtype dtype = check_cost(check, cost);
   const Problem problem{cost, a, b, rho, eps, eps_start, f, g};
@@ -110,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dense_solve(
       omega,
       scaling};
   check_settings(check, settings);
-  DenseTransform engine(dtype, cost, a, b, OnDevice(cost));
+  DenseTransform engine(dtype, cost, a, b, OnDevice(cost), keeps_kernel);
   const Solution found = solve(engine, problem, settings);
   return {found.f, found.g, found.error, found.iterations, found.status};
 }
@@ -162,7 +174,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "transport_dense_solve(Tensor cost, Tensor a, Tensor b, Tensor eps, Tensor rho, "
       "Tensor? eps_start, Tensor? f, Tensor? g, float? tol, int max_iter, int check_every, "
-      "str acceleration, float omega, float scaling) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "str acceleration, float omega, float scaling, bool keeps_kernel) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor)");
   m.def(
       "transport_dense_softmin(Tensor cost, Tensor weight, Tensor source, Tensor eps, "
       "bool columns) -> Tensor");

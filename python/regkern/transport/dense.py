@@ -197,21 +197,22 @@ def solve_dense(
     eps_start: Tensor | None = None,
     f: Tensor | None = None,
     g: Tensor | None = None,
+    keeps_kernel: bool = False,
 ) -> Potentials:
     """Potentials of B problems with costs (B, n, m), without gradients.
 
     Weights a (B, n) and b (B, m), eps (B), rho (2, B), potentials f and g to begin with and eps to
-    begin with are float64 and dense.
+    begin with are float64 and dense. The kernel is another (B, n, m), if it is kept.
     """
     with torch.no_grad():
-        return Potentials(*_solve(cost, a, b, eps, rho, eps_start, f, g, *settings))
+        return Potentials(*_solve(cost, a, b, eps, rho, eps_start, f, g, *settings, keeps_kernel))
 
 
 class DenseCost:
     """The engine of a cost (B, n, m), dense in memory."""
 
-    def __init__(self, cost: Tensor) -> None:
-        self.cost = cost
+    def __init__(self, cost: Tensor, keeps_kernel: bool = False) -> None:
+        self.cost, self.keeps_kernel = cost, keeps_kernel
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -220,7 +221,7 @@ class DenseCost:
 
     def replaced(self, *tensors: Tensor) -> DenseCost:
         """The same engine over other tensors."""
-        return DenseCost(*tensors)
+        return DenseCost(*tensors, self.keeps_kernel)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -238,7 +239,8 @@ class DenseCost:
         f: Tensor | None,
         g: Tensor | None,
     ) -> Potentials:
-        return solve_dense(self.cost.detach(), a, b, eps, rho, settings, eps_start, f, g)
+        cost = self.cost.detach()
+        return solve_dense(cost, a, b, eps, rho, settings, eps_start, f, g, self.keeps_kernel)
 
     def softmin(self, weight: Tensor, source: Tensor, eps: Tensor, columns: bool) -> Tensor:
         """The soft c-transform, differentiable."""
