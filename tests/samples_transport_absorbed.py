@@ -11,12 +11,12 @@ from torch import Tensor
 
 def _kept(cost: Tensor) -> Tensor:
     found = sinkhorn(
-        cost, eps=0.05, tol=None, max_iter=9, rho=(None, 0.7), storage="kernel", scaling=0.6
+        cost, eps=0.5, tol=None, max_iter=9, rho=(None, 0.7), storage="kernel", scaling=0.6
     )
     # It begins beyond the range of the first kernel's scalings.
     again = sinkhorn(
         cost,
-        eps=0.05,
+        eps=0.5,
         tol=None,
         max_iter=40,
         rho=(None, 0.7),
@@ -30,7 +30,7 @@ def _definition(cost: Tensor) -> Tensor:
     batch, n, m = cost.shape
     cost = cost.double()
     a, b = (torch.full((batch, k), 1.0 / k, dtype=torch.float64) for k in (n, m))
-    eps = torch.full((batch,), 0.05, dtype=torch.float64)
+    eps = torch.full((batch,), 0.5, dtype=torch.float64)
     return torch.cat(reference.potentials(cost, a, b, eps, (None, 0.7), 200), -1)
 
 

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "transport/dense.h"
+#include "transport/partial_solve.h"
 #include "transport/solve.h"
 
 // Sinkhorn's iteration on dense costs.
@@ -127,6 +128,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dense_solve(
   return {found.f, found.g, found.error, found.iterations, found.status};
 }
 
+PartialSolution dense_partial(const Tensor& cost, const Tensor& a, const Tensor& b,
+                              const Tensor& cap_a, const Tensor& cap_b, const Tensor& mass,
+                              const Tensor& eps, std::optional<double> tol, int64_t max_iter,
+                              int64_t check_every) {
+  const Checks check("transport_dense_partial");
+  const Dtype dtype = check_cost(check, cost);
+  const PartialProblem problem{cost, a, b, cap_a, cap_b, mass, eps, tol, max_iter, check_every};
+  check_partial(check, problem, cost.size(0), cost.size(1), cost.size(2));
+  DenseTransform engine(dtype, cost, a, b, OnDevice(cost));
+  return solve_partial(engine, problem);
+}
+
 // The soft c-transform of g (onto the rows) or of f (onto the columns).
 Tensor dense_softmin(const Tensor& cost, const Tensor& weight, const Tensor& from,
                      const Tensor& eps, bool columns) {
@@ -177,6 +190,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "str acceleration, float omega, float scaling, bool keeps_kernel) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor)");
   m.def(
+      "transport_dense_partial(Tensor cost, Tensor a, Tensor b, Tensor cap_a, Tensor cap_b, "
+      "Tensor mass, Tensor eps, float? tol, int max_iter, int check_every) -> (Tensor f, Tensor g, "
+      "Tensor level, Tensor error, Tensor iterations, Tensor status)");
+  m.def(
       "transport_dense_softmin(Tensor cost, Tensor weight, Tensor source, Tensor eps, "
       "bool columns) -> Tensor");
   m.def(
@@ -187,6 +204,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("transport_dense_solve", TORCH_BOX(&dense_solve));
+  m.impl("transport_dense_partial", TORCH_BOX(&dense_partial));
   m.impl("transport_dense_softmin", TORCH_BOX(&dense_softmin));
   m.impl("transport_dense_plan", TORCH_BOX(&dense_plan));
 }

@@ -221,7 +221,8 @@ class DenseCost:
 
     def replaced(self, *tensors: Tensor) -> DenseCost:
         """The same engine over other tensors."""
-        return DenseCost(*tensors, self.keeps_kernel)
+        (cost,) = tensors
+        return DenseCost(cost, self.keeps_kernel)
 
     @property
     def shape(self) -> tuple[int, int, int]:

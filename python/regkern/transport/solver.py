@@ -371,9 +371,9 @@ def sinkhorn(
     In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
     read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as
     to the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads
-    the cost once and computes one exponential an element, on a GPU twice; nothing of the size of
-    the cost is allocated without ``storage``. Problems that have converged are skipped. No call waits for the device,
-    and results have the same bits for any number of threads.
+    the cost once and computes one exponential an element, on a GPU twice; without ``storage``
+    nothing of the size of the cost is allocated. Problems that have converged are skipped. No call
+    waits for the device, and results have the same bits for any number of threads.
 
     References
     ----------
