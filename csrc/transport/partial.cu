@@ -9,7 +9,7 @@ using namespace transport;
 constexpr int kBlocksPerSm = 16;
 
 // A block has a problem.
-__global__ void __launch_bounds__(kPartialLanes, 4) transport_partial_kernel(PartialArgs args) {
+__global__ void __launch_bounds__(kPartialLanes, 8) transport_partial_kernel(PartialArgs args) {
   RK_SHARED(double, space, kPartialLanes);
   BlockTeam<kPartialLanes> team{space};
   for (int64_t p = blockIdx.x; p < args.batch; p += gridDim.x) {
