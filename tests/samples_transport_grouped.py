@@ -14,7 +14,7 @@ _GAMMA, _MU = 3.0, 0.25
 
 def _ours(cost: Tensor) -> Tensor:
     result = sparse.sparse_transport(
-        cost, gamma=_GAMMA, groups=_GROUPS.to(cost.device), mu=_MU, tol=1e-9, max_iter=150
+        cost, gamma=_GAMMA, groups=_GROUPS.to(cost.device), mu=_MU, tol=1e-9, max_iter=80
     )
     return result.value.to(cost.dtype)
 
