@@ -170,8 +170,12 @@ def test_transforms() -> None:
 
 
 def test_compile() -> None:
+    a, b, eps = DENSE[1:]
+    f, g = draw(2, 5, salt=5), draw(2, 7, salt=6)
+
     def loss(cost: Tensor, v: Tensor) -> Tensor:
-        return sinkhorn(cost, **OPTIONS).apply(v).square().sum()
+        engine = dense.DenseCost(cost)
+        return engine.apply(a, b, f, g, eps, v, False).square().sum()
 
     twins = [draw(2, 5, 7).requires_grad_(), draw(2, 7, 3, salt=2).requires_grad_()]
     expected = list(torch.autograd.grad(loss(*twins), twins))

@@ -19,7 +19,7 @@ from regkern.transport.partial import partial_transport
 from regkern.transport.solver import sinkhorn
 from regkern.transport.sparse import sparse_transport
 
-KEPT_ITERATIONS, PARTIAL_ITERATIONS = 40, 100
+KEPT_ITERATIONS, PARTIAL_ITERATIONS = 20, 100
 EPS, MASS, GAMMA, MU = 0.05, 0.5, 10.0, 0.01
 
 
