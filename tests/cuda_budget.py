@@ -114,6 +114,7 @@ EXCEPTIONS = {
     r"\bnormalize_(log_)?kernel<": 112,
     # Exponentials of doubles, eight of them on their way.
     r"\btransport_rows_kernel<double": 88,
+    r"\btransport_kept_rows_kernel<double": 96,
     # Sums over a problem's points, exponentials in double and Anderson's extrapolation: a block has
     # a whole problem, and there are few of those.
     r"\btransport_step_kernel\(": 128,

@@ -418,3 +418,19 @@ def test_assignment_gradient_is_the_permutation() -> None:
     close((gradient * cost.detach()).sum((-1, -2)), result.value.detach())
     assert bool(((gradient == 0) | (gradient == 1)).all())
     assert int(gradient.sum()) == 6
+
+
+def test_gradient_of_the_marginal_of_columns_of_one_entry() -> None:
+    """Where an entry has all of its column the potential is not unique, and the gradient is."""
+    cost = torch.tensor([[0.0, 3.0, 2.0], [4.0, 0.0, 1.0]], dtype=torch.float64)
+
+    def value(a: Tensor, b: Tensor) -> Tensor:
+        a, b = (w / w.sum() for w in (a, b))
+        result: Tensor = sparse_transport(
+            cost, a, b, gamma=0.1, method="dual", tol=1e-11, max_iter=2000
+        ).value
+        return result
+
+    a = torch.tensor([0.6, 0.4], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (a, b), atol=1e-5, rtol=1e-3)

@@ -64,6 +64,26 @@ inline double row_powers(const C* cost, const C* shift, const C* weight, C row, 
   return total;
 }
 
+// Σ b_j e_j of powers that are kept.
+template <typename C>
+inline double kept_sum(const C* e, const C* weight, int64_t m) {
+  double total = 0.0;
+  for (int64_t first = 0; first < m; first += kTile) {
+    const int64_t end = first + kTile < m ? first + kTile : m;
+    C lanes[kRowLanes] = {};
+    int64_t j = first;
+    for (; j + kRowLanes <= end; j += kRowLanes) {
+#pragma omp simd
+      for (int k = 0; k < kRowLanes; ++k) lanes[k] += weight[j + k] * e[j + k];
+    }
+    const int rest = static_cast<int>(end - j);
+#pragma omp simd
+    for (int k = 0; k < rest; ++k) lanes[k] += weight[j + k] * e[j + k];
+    total += fold(lanes);
+  }
+  return total;
+}
+
 // max_j t_j − C_j over what has weight.
 template <typename C>
 inline C row_peak(const C* cost, const C* shift, const C* weight, int64_t m) {
@@ -127,7 +147,8 @@ class Dense {
         rows_(chunk_rows(args.n)),
         chunks_(chunk_count(args.n)),
         with_rows_(args.f_raw != nullptr),
-        with_columns_(args.g_raw != nullptr) {}
+        with_columns_(args.g_raw != nullptr),
+        kernel_(static_cast<C*>(args.kernel)) {}
 
   void run() const {
     prepare();
@@ -135,7 +156,7 @@ class Dense {
     parallel_for(args_.batch * chunks_, 1 + (int64_t{1} << 14) / (rows_ * m + 1),
                  [&](int64_t begin, int64_t end) {
                    const int64_t stride = padded(m) + kBlock;
-                   const Scratch<C> powers(kRows * stride);
+                   const Scratch<C> powers(kernel_ == nullptr ? kRows * stride : 0);
                    const Scratch<C> buffer(std::is_same_v<T, C> ? 0 : padded(m));
                    for (int64_t task = begin; task < end; ++task) {
                      const int64_t p = task / chunks_, first = task % chunks_ * rows_;
@@ -160,12 +181,42 @@ class Dense {
     C* const weight = static_cast<C*>(args_.column_weight);
     const int64_t m = args_.m;
     parallel_for(args_.batch, 1 + (int64_t{1} << 15) / (m + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p)
-        for (int64_t j = p * m; j < (p + 1) * m && !skips(p); ++j) {
+      for (int64_t p = begin; p < end; ++p) {
+        if (skips(p)) continue;
+        if (kernel_ != nullptr && !renews(p)) {
+          for (int64_t j = p * m; j < (p + 1) * m; ++j)
+            weight[j] = moved_weight<C>(shift[j], args_.b[j], args_.g[j], args_.eps[p]);
+          continue;
+        }
+        for (int64_t j = p * m; j < (p + 1) * m; ++j) {
           shift[j] = shift_of<C>(args_.g[j]);
           if (with_rows_) weight[j] = weight_of<C>(args_.b[j], args_.g[j]);
         }
+      }
     });
+  }
+
+  // Whether the kernel of a problem is made in this iteration.
+  bool renews(int64_t p) const {
+    const int64_t m = args_.m;
+    const C* const shift = static_cast<const C*>(args_.column_shift) + p * m;
+    const double* const g = args_.g + p * m;
+    const double eps = args_.eps[p];
+    bool stale = args_.kernel_eps[p] != eps;
+    for (int64_t j = 0; j < m && !stale; ++j) stale = is_stale<C>(shift[j], g[j], eps);
+    args_.kernel_eps[p] = eps;
+    args_.fresh[p] = stale ? 1 : 0;
+    return stale;
+  }
+
+  // The soft c-transform of a row whose powers are kept; where they do not do they are made again.
+  double transform_kept(const T* cost, const C* shift, const C* weight, C* row, C unit, double eps,
+                        C* e, C* buffer) const {
+    const int64_t m = args_.m;
+    const double sum = kept_sum(e, weight, m);
+    if (sum_holds<C>(sum)) return potential_of(*row, sum, eps);
+    if (sum != sum) return sum;
+    return transform_row(row_of(cost, m, buffer), shift, weight, row, unit, eps, m, e);
   }
 
   // Rows [first, end) of a problem: their transforms, and what they add to the columns.
@@ -176,32 +227,41 @@ class Dense {
     const C* const shift = static_cast<const C*>(args_.column_shift) + p * m;
     const C* const weight = static_cast<const C*>(args_.column_weight) + p * m;
     C* const sums = static_cast<C*>(args_.partials) + (p * chunks_ + first / rows_) * m;
+    C* const row_shift = static_cast<C*>(args_.row_shift) + p * n;
+    const int64_t width = kernel_ != nullptr ? kernel_stride(m) : stride;
     const bool both = with_rows_ && with_columns_;
+    const bool kept = kernel_ != nullptr && args_.fresh[p] == 0;
     const double damping = both ? damping_of(args_.rho_a[p], eps) : 1.0;
     if (with_columns_) memset(sums, 0, static_cast<size_t>(m) * sizeof(C));
     for (int64_t block = first; block < end; block += kRows) {
       const int rows = static_cast<int>(end - block < kRows ? end - block : kRows);
       C weights[kRows] = {};
+      C* const matrix = kernel_ != nullptr ? kernel_ + (p * n + block) * width : e;
       for (int r = 0; r < rows; ++r) {
         const int64_t i = p * n + block + r;
-        const C* const cost = row_of(static_cast<const T*>(args_.cost) + i * m, m, buffer);
-        C* const powers = e + r * stride;
+        const T* const data = static_cast<const T*>(args_.cost) + i * m;
+        const C* const cost = kept ? nullptr : row_of(data, m, buffer);
+        C* const powers = matrix + r * width;
         if (!with_rows_) {
           weights[r] = weight_of<C>(args_.a[i], args_.f_next[i]);
           row_powers<false>(cost, shift, weight, shift_of<C>(args_.f_next[i]), unit, m, powers);
           continue;
         }
-        C row = shift_of<C>(args_.f[i]);
-        const double raw = transform_row(cost, shift, weight, &row, unit, eps, m, powers);
+        C row = kept ? row_shift[block + r] : shift_of<C>(args_.f[i]);
+        const double raw =
+            kept ? transform_kept(data, shift, weight, &row, unit, eps, powers, buffer)
+                 : transform_row(cost, shift, weight, &row, unit, eps, m, powers);
         args_.f_raw[i] = raw;
         if (!both) continue;
         const RowUpdate<C> update =
             update_row(args_.f[i], raw, row, args_.a[i], eps, damping, args_.omega[p]);
         args_.f_next[i] = update.next;
         weights[r] = update.weight;
-        if (update.far) row_powers<false>(cost, shift, weight, update.shift, unit, m, powers);
+        if (kernel_ != nullptr) row_shift[block + r] = update.shift;
+        if (update.far)
+          row_powers<false>(row_of(data, m, buffer), shift, weight, update.shift, unit, m, powers);
       }
-      if (with_columns_) add_rows(e, weights, stride, rows, m, sums);
+      if (with_columns_) add_rows(matrix, weights, width, rows, m, sums);
     }
   }
 
@@ -270,6 +330,7 @@ class Dense {
   const DenseArgs& args_;
   const int64_t rows_, chunks_;
   const bool with_rows_, with_columns_;
+  C* const kernel_;
 };
 
 template <typename T>

@@ -37,6 +37,33 @@ __global__ void __launch_bounds__(kThreads, 4) transport_prepare_kernel(DenseArg
   }
 }
 
+// A block decides whether the kernel of a problem is made in this iteration, and weighs its
+// columns.
+template <typename C>
+__global__ void __launch_bounds__(kThreads, 4) transport_weigh_kernel(DenseArgs args) {
+  const int64_t m = args.m;
+  for (int64_t p = blockIdx.x; p < args.batch; p += gridDim.x) {
+    if (skips(args, p)) continue;
+    const double eps = args.eps[p];
+    const double *const b = args.b + p * m, *const g = args.g + p * m;
+    C* const shift = static_cast<C*>(args.column_shift) + p * m;
+    C* const weight = static_cast<C*>(args.column_weight) + p * m;
+    bool stale = args.kernel_eps[p] != eps;
+    for (int64_t j = threadIdx.x; j < m && !stale; j += kThreads)
+      stale = is_stale<C>(shift[j], g[j], eps);
+    stale = __syncthreads_or(stale ? 1 : 0) != 0;
+    for (int64_t j = threadIdx.x; j < m; j += kThreads) {
+      if (stale) shift[j] = shift_of<C>(g[j]);
+      weight[j] = stale ? weight_of<C>(b[j], g[j]) : moved_weight<C>(shift[j], b[j], g[j], eps);
+    }
+    if (threadIdx.x == 0) {
+      args.kernel_eps[p] = eps;
+      args.fresh[p] = stale ? 1 : 0;
+    }
+    __syncthreads();
+  }
+}
+
 // Σ_j b_j e_j of a row, by a warp. Lane by lane and tile by tile as on the CPU.
 template <typename T, typename C>
 __device__ __forceinline__ double row_sum(const T* cost, const C* shift, const C* weight, C row,
@@ -55,6 +82,22 @@ __device__ __forceinline__ double row_sum(const T* cost, const C* shift, const C
   return __shfl_sync(kWholeWarp, total, 0);
 }
 
+// Of powers that are kept.
+template <typename C>
+__device__ __forceinline__ double kept_sum(const C* kernel, const C* weight, int64_t m) {
+  const int lane = threadIdx.x % kWarp;
+  double total = 0.0;
+  for (int64_t first = 0; first < m; first += kTile) {
+    const int64_t end = first + kTile < m ? first + kTile : m;
+    C sum = C(0);
+#pragma unroll 8
+    for (int64_t j = first + lane; j < end; j += kWarp) sum += weight[j] * kernel[j];
+    for (int half = kWarp / 2; half > 0; half /= 2) sum += __shfl_down_sync(kWholeWarp, sum, half);
+    total += static_cast<double>(sum);
+  }
+  return __shfl_sync(kWholeWarp, total, 0);
+}
+
 template <typename T, typename C>
 __device__ __forceinline__ C row_peak(const T* cost, const C* shift, const C* weight, int64_t m) {
   C peak = -infinity<C>();
@@ -67,6 +110,61 @@ __device__ __forceinline__ C row_peak(const T* cost, const C* shift, const C* we
     peak = other > peak ? other : peak;
   }
   return peak;
+}
+
+// Powers of a row, kept, and their sum.
+template <typename T, typename C>
+__device__ __forceinline__ double keep_row(const T* cost, const C* shift, const C* weight, C row,
+                                           C unit, int64_t m, C* kernel) {
+  for (int64_t j = threadIdx.x % kWarp; j < m; j += kWarp)
+    kernel[j] = power(exponent(row, C(widen(cost[j])), shift[j], unit));
+  return kept_sum(kernel, weight, m);
+}
+
+// A warp has a row of a kernel, of which a lane reads what it has written.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
+    transport_kept_rows_kernel(DenseArgs args) {
+  using C = compute_t<T>;
+  const int64_t rows = args.batch * args.n, m = args.m;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; i < rows;
+       i += step) {
+    const int64_t p = i / args.n;
+    if (skips(args, p)) continue;
+    const double eps = args.eps[p];
+    const C unit = unit_of<C>(eps);
+    const T* const cost = static_cast<const T*>(args.cost) + i * m;
+    const C* const shift = static_cast<const C*>(args.column_shift) + p * m;
+    const C* const weight = static_cast<const C*>(args.column_weight) + p * m;
+    C* const kernel = static_cast<C*>(args.kernel) + i * kernel_stride(m);
+    const bool fresh = args.fresh[p] != 0;
+    C row = fresh ? shift_of<C>(args.f[i]) : static_cast<const C*>(args.row_shift)[i];
+    double sum =
+        fresh ? keep_row(cost, shift, weight, row, unit, m, kernel) : kept_sum(kernel, weight, m);
+    if (!fresh && !sum_holds<C>(sum) && sum == sum)
+      sum = keep_row(cost, shift, weight, row, unit, m, kernel);
+    double raw = sum;
+    if (sum_holds<C>(sum)) {
+      raw = potential_of(row, sum, eps);
+    } else if (sum == sum) {
+      const C peak = row_peak(cost, shift, weight, m);
+      raw = infinity<double>();
+      if (peak != -infinity<C>()) {
+        row = -peak;
+        sum = keep_row(cost, shift, weight, row, unit, m, kernel);
+        raw = sum != sum ? sum : potential_of(row, sum, eps);
+      }
+    }
+    const RowUpdate<C> update = update_row(args.f[i], raw, row, args.a[i], eps,
+                                           damping_of(args.rho_a[p], eps), args.omega[p]);
+    if (update.far) keep_row(cost, shift, weight, update.shift, unit, m, kernel);
+    if (threadIdx.x % kWarp != 0) continue;
+    args.f_raw[i] = raw;
+    args.f_next[i] = update.next;
+    static_cast<C*>(args.row_shift)[i] = update.shift;
+    static_cast<C*>(args.row_weight)[i] = update.weight;
+  }
 }
 
 // A warp has a row.
@@ -130,6 +228,25 @@ __global__ void __launch_bounds__(kThreads, 4) transport_columns_kernel(DenseArg
 #pragma unroll 8
     for (int64_t i = first; i < end; ++i)
       sum += weight[i] * power(exponent(row[i], C(widen(cost[i * m])), shift, unit));
+    static_cast<C*>(args.partials)[(p * chunks + c) * m + j] = sum;
+  }
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kThreads, 4) transport_kept_columns_kernel(DenseArgs args) {
+  const int64_t n = args.n, m = args.m, chunk = chunk_rows(n), chunks = chunk_count(n);
+  const int64_t groups = ceil_div(m, int64_t{kThreads}), all = args.batch * chunks * groups;
+  const int64_t stride = kernel_stride(m);
+  for (int64_t task = blockIdx.x; task < all; task += gridDim.x) {
+    const int64_t j = task % groups * kThreads + threadIdx.x, c = task / groups % chunks;
+    const int64_t p = task / groups / chunks;
+    if (j >= m || skips(args, p)) continue;
+    const int64_t first = c * chunk, end = first + chunk < n ? first + chunk : n;
+    const C* const weight = static_cast<const C*>(args.row_weight) + p * n;
+    const C* const kernel = static_cast<const C*>(args.kernel) + p * n * stride + j;
+    C sum = C(0);
+#pragma unroll 8
+    for (int64_t i = first; i < end; ++i) sum += weight[i] * kernel[i * stride];
     static_cast<C*>(args.partials)[(p * chunks + c) * m + j] = sum;
   }
 }
@@ -246,16 +363,22 @@ void transport_dense(const DenseArgs& args, Context context) {
       return grid_blocks(ceil_div(work, int64_t{per_block}), kBlocksPerSm);
     };
     const int64_t n = args.n, m = args.m, panels = ceil_div(m, int64_t{kPanel});
-    RK_LAUNCH((transport_prepare_kernel<C>),
-              blocks(args.batch * (m + (args.f_raw == nullptr ? n : 0)), kThreads), kThreads, 0,
-              stream, args);
-    if (args.f_raw != nullptr)
-      RK_LAUNCH((transport_rows_kernel<T>), blocks(args.batch * n, kWarps), kThreads, 0, stream,
-                args);
-    if (args.g_raw == nullptr) return;
-    RK_LAUNCH((transport_columns_kernel<T>),
-              blocks(args.batch * chunk_count(n) * ceil_div(m, int64_t{kThreads}), 1), kThreads, 0,
-              stream, args);
+    const int64_t tasks = args.batch * chunk_count(n) * ceil_div(m, int64_t{kThreads});
+    if (args.kernel != nullptr) {
+      RK_LAUNCH((transport_weigh_kernel<C>), blocks(args.batch, 1), kThreads, 0, stream, args);
+      RK_LAUNCH((transport_kept_rows_kernel<T>), blocks(args.batch * n, kWarps), kThreads, 0,
+                stream, args);
+      RK_LAUNCH((transport_kept_columns_kernel<C>), blocks(tasks, 1), kThreads, 0, stream, args);
+    } else {
+      RK_LAUNCH((transport_prepare_kernel<C>),
+                blocks(args.batch * (m + (args.f_raw == nullptr ? n : 0)), kThreads), kThreads, 0,
+                stream, args);
+      if (args.f_raw != nullptr)
+        RK_LAUNCH((transport_rows_kernel<T>), blocks(args.batch * n, kWarps), kThreads, 0, stream,
+                  args);
+      if (args.g_raw == nullptr) return;
+      RK_LAUNCH((transport_columns_kernel<T>), blocks(tasks, 1), kThreads, 0, stream, args);
+    }
     RK_LAUNCH((transport_fold_kernel<C>), blocks(args.batch * panels, kWarps), kThreads, 0, stream,
               args);
     RK_LAUNCH((transport_again_kernel<T>), blocks(args.batch * panels, 1), kThreads, 0, stream,

@@ -17,6 +17,15 @@
 // sum that is not within [kLeast, kMost], to which what was cut could matter, is computed again,
 // shifted by its largest term. C = ∞ is a power that is cut.
 //
+// The powers may be kept, in a kernel of the size of C: then iterations read it instead of C, and
+// compute no powers. What potentials have moved since is in the weights of the sums,
+//
+//     f_i = s_i − ε ln Σ_j (b_j e^((g_j − t_j)/ε)) e_ij
+//
+// with s and t of when the kernel was made. A row whose sum or whose weight leaves the range is
+// made again by itself, and all rows where a column has moved by more than kFarShift, or ε has
+// changed.
+//
 // Orders: a row is cut into tiles of kTile columns, in which lane j mod kRowLanes adds column j;
 // lanes are folded by halves, tiles are added in double. A column is cut into chunks of
 // chunk_rows(n) rows, which are added one after the other; chunks are added in double.
@@ -32,6 +41,9 @@ REGKERN_HD int64_t chunk_rows(int64_t n) {
   return rows < 32 ? 32 : rows;
 }
 REGKERN_HD int64_t chunk_count(int64_t n) { return (n + chunk_rows(n) - 1) / chunk_rows(n); }
+
+// From row to row of a kernel: rows a power of two apart would fall onto each other in a cache.
+REGKERN_HD int64_t kernel_stride(int64_t m) { return m < kTile ? m : (m + 31) / 16 * 16; }
 
 struct DenseArgs {
   Dtype dtype;
@@ -49,6 +61,12 @@ struct DenseArgs {
   // chunk_count(n), m); and which panels are computed again (B, ⌈m / kPanel⌉).
   void *row_shift, *row_weight, *column_shift, *column_weight, *partials;
   int32_t* again;
+  // Where powers are kept: (B, n, kernel_stride(m)) of the compute type, or null; with it whole
+  // iterations alone, and row_shift and column_shift are what it was made with. ε of then (B), 0
+  // before the first, and whether it is made in this iteration (B).
+  void* kernel;
+  double* kernel_eps;
+  int32_t* fresh;
 };
 
 struct DensePlanArgs {
@@ -137,6 +155,22 @@ REGKERN_HD C weight_of(double weight, double potential) {
 // How far f_next may be from what a row's powers were shifted by, in ε. What was cut, 2⁻¹⁰⁰, is
 // multiplied by e¹² at most and stays below the rounding errors of the least sum that holds.
 constexpr double kFarShift = 12.0;
+
+// Whether a column has moved too far from what the kernel was made with.
+template <typename C>
+REGKERN_HD bool is_stale(C shift, double potential, double eps) {
+  const double apart = (static_cast<double>(shift_of<C>(potential)) - shift) / eps;
+  return apart > kFarShift || apart < -kFarShift;
+}
+
+// A column's weight beside powers that were shifted by `shift`.
+template <typename C>
+REGKERN_HD C moved_weight(C shift, double weight, double potential, double eps) {
+  const double infinity = static_cast<double>(__builtin_inf());
+  if (weight == 0.0 || potential == infinity || potential == -infinity)
+    return weight_of<C>(weight, potential);
+  return static_cast<C>(weight * regkern::exp((potential - static_cast<double>(shift)) / eps));
+}
 
 template <typename C>
 struct RowUpdate {

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "core/op.h"
+#include "transport/partial_solve.h"
 #include "transport/points.h"
 #include "transport/solve.h"
 
@@ -200,6 +201,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> points_solve(
   return {found.f, found.g, found.error, found.iterations, found.status};
 }
 
+PartialSolution points_partial(const Tensor& x, const Tensor& y, const Tensor& x_panels,
+                               const Tensor& y_panels, const MaybeTensor& x_terms,
+                               const MaybeTensor& y_terms, const std::string& kernel, double factor,
+                               const Tensor& a, const Tensor& b, const Tensor& cap_a,
+                               const Tensor& cap_b, const Tensor& mass, const Tensor& eps,
+                               std::optional<double> tol, int64_t max_iter, int64_t check_every) {
+  const Checks check("transport_points_partial");
+  check.that(x.dim() == 3 && y.dim() == 3, "`x` and `y` of three dimensions", sizes_name(x));
+  const int64_t n = x.size(1), m = y.size(1);
+  const HeldPairs rows = pairs_of(check, x, y_panels, m, x_terms, y_terms, kernel, factor);
+  const HeldPairs columns = pairs_of(check, y, x_panels, n, y_terms, x_terms, kernel, factor);
+  const PartialProblem problem{x, a, b, cap_a, cap_b, mass, eps, tol, max_iter, check_every};
+  check_partial(check, problem, x.size(0), n, m);
+  PointTransform engine(rows, columns, a, b, OnDevice(x));
+  return solve_partial(engine, problem);
+}
+
 }  // namespace
 
 #if !defined(REGKERN_CUDA)
@@ -221,6 +239,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "x_terms, Tensor? y_terms, str kernel, float factor, Tensor a, Tensor b, Tensor eps, Tensor "
       "rho, Tensor? eps_start, Tensor? f, Tensor? g, float? tol, int max_iter, int check_every, "
       "str acceleration, float omega, float scaling) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "transport_points_partial(Tensor x, Tensor y, Tensor x_panels, Tensor y_panels, Tensor? "
+      "x_terms, Tensor? y_terms, str kernel, float factor, Tensor a, Tensor b, Tensor cap_a, "
+      "Tensor cap_b, Tensor mass, Tensor eps, float? tol, int max_iter, int check_every) -> "
+      "(Tensor f, Tensor g, Tensor level, Tensor error, Tensor iterations, Tensor status)");
 }
 #endif
 
@@ -228,6 +251,7 @@ STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("transport_points_softmin", TORCH_BOX(&points_softmin));
   m.impl("transport_points_argmax", TORCH_BOX(&points_argmax));
   m.impl("transport_points_apply", TORCH_BOX(&points_apply));
+  m.impl("transport_points_partial", TORCH_BOX(&points_partial));
   m.impl("transport_points_solve", TORCH_BOX(&points_solve));
 }
 

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "transport/dense.h"
+#include "transport/partial_solve.h"
 #include "transport/solve.h"
 
 // Sinkhorn's iteration on dense costs.
@@ -11,7 +12,8 @@ namespace {
 
 class DenseTransform : public Transform {
  public:
-  DenseTransform(Dtype dtype, const Tensor& cost, const Tensor& a, const Tensor& b, Context context)
+  DenseTransform(Dtype dtype, const Tensor& cost, const Tensor& a, const Tensor& b, Context context,
+                 bool keeps_kernel = false)
       : Transform(cost.size(0), cost.size(1), cost.size(2), context), cost_(cost) {
     const ScalarType type = compute_type(dtype);
     column_shift_ = new_tensor(cost, {batch * m}, type);
@@ -33,6 +35,10 @@ class DenseTransform : public Transform {
     args_.column_weight = column_weight_.mutable_data_ptr();
     args_.partials = partials_.mutable_data_ptr();
     args_.again = mutable_data<int32_t>(again_);
+    if (!keeps_kernel) return;
+    kernel_ = new_tensor(cost, {batch, n, kernel_stride(m)}, type);
+    kernel_eps_ = filled(cost, {batch}, ScalarType::Double, 0.0);
+    fresh_ = new_tensor(cost, {batch}, ScalarType::Int);
   }
 
   void softmin(Side side, const Sweep& sweep) override {
@@ -63,6 +69,11 @@ class DenseTransform : public Transform {
     args.f_raw = it.f_raw;
     args.f_next = it.f_next;
     args.g_raw = it.g_raw;
+    if (kernel_.has_value()) {
+      args.kernel = kernel_->mutable_data_ptr();
+      args.kernel_eps = mutable_data<double>(*kernel_eps_);
+      args.fresh = mutable_data<int32_t>(*fresh_);
+    }
     run(args);
   }
 
@@ -73,6 +84,7 @@ class DenseTransform : public Transform {
 
   DenseArgs args_{};
   Tensor cost_, row_shift_, row_weight_, column_shift_, column_weight_, partials_, again_;
+  MaybeTensor kernel_, kernel_eps_, fresh_;
 };
 
 Dtype check_cost(const Checks& check, const Tensor& cost) {
@@ -96,7 +108,8 @@ const double* check_double(const Checks& check, const Tensor& t, const char* nam
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dense_solve(
     const Tensor& cost, const Tensor& a, const Tensor& b, const Tensor& eps, const Tensor& rho,
     MaybeTensor eps_start, MaybeTensor f, MaybeTensor g, std::optional<double> tol,
-    int64_t max_iter, int64_t check_every, std::string acceleration, double omega, double scaling) {
+    int64_t max_iter, int64_t check_every, std::string acceleration, double omega, double scaling,
+    bool keeps_kernel) {
   const Checks check("transport_dense_solve");
   const Dtype dtype = check_cost(check, cost);
   const Problem problem{cost, a, b, rho, eps, eps_start, f, g};
@@ -110,9 +123,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dense_solve(
       omega,
       scaling};
   check_settings(check, settings);
-  DenseTransform engine(dtype, cost, a, b, OnDevice(cost));
+  DenseTransform engine(dtype, cost, a, b, OnDevice(cost), keeps_kernel);
   const Solution found = solve(engine, problem, settings);
   return {found.f, found.g, found.error, found.iterations, found.status};
+}
+
+PartialSolution dense_partial(const Tensor& cost, const Tensor& a, const Tensor& b,
+                              const Tensor& cap_a, const Tensor& cap_b, const Tensor& mass,
+                              const Tensor& eps, std::optional<double> tol, int64_t max_iter,
+                              int64_t check_every) {
+  const Checks check("transport_dense_partial");
+  const Dtype dtype = check_cost(check, cost);
+  const PartialProblem problem{cost, a, b, cap_a, cap_b, mass, eps, tol, max_iter, check_every};
+  check_partial(check, problem, cost.size(0), cost.size(1), cost.size(2));
+  DenseTransform engine(dtype, cost, a, b, OnDevice(cost));
+  return solve_partial(engine, problem);
 }
 
 // The soft c-transform of g (onto the rows) or of f (onto the columns).
@@ -162,7 +187,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "transport_dense_solve(Tensor cost, Tensor a, Tensor b, Tensor eps, Tensor rho, "
       "Tensor? eps_start, Tensor? f, Tensor? g, float? tol, int max_iter, int check_every, "
-      "str acceleration, float omega, float scaling) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "str acceleration, float omega, float scaling, bool keeps_kernel) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor)");
+  m.def(
+      "transport_dense_partial(Tensor cost, Tensor a, Tensor b, Tensor cap_a, Tensor cap_b, "
+      "Tensor mass, Tensor eps, float? tol, int max_iter, int check_every) -> (Tensor f, Tensor g, "
+      "Tensor level, Tensor error, Tensor iterations, Tensor status)");
   m.def(
       "transport_dense_softmin(Tensor cost, Tensor weight, Tensor source, Tensor eps, "
       "bool columns) -> Tensor");
@@ -174,6 +204,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("transport_dense_solve", TORCH_BOX(&dense_solve));
+  m.impl("transport_dense_partial", TORCH_BOX(&dense_partial));
   m.impl("transport_dense_softmin", TORCH_BOX(&dense_softmin));
   m.impl("transport_dense_plan", TORCH_BOX(&dense_plan));
 }

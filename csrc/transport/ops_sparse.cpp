@@ -17,11 +17,22 @@ Tensor weights(const Checks& check, const Tensor& t, const char* name, const Ten
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+const int32_t* places(const Checks& check, const Tensor& t, const char* name, const Tensor& cost,
+                      int64_t size) {
+  check.same_device(t, name, cost);
+  check.dtype(t, name, ScalarType::Int, "int32");
+  check.shape(t, name, {size});
+  check.that(t.is_contiguous(), std::string("contiguous `") + name + "`", "a strided one");
+  return const_data<int32_t>(t);
+}
+
 using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Solved sparse_transport(const Tensor& cost, const Tensor& a, const Tensor& b, const Tensor& gamma,
                         const Tensor& alpha, const Tensor& beta, int64_t k,
-                        const std::string& method, double tol, int64_t max_iter) {
+                        const std::string& method, double tol, int64_t max_iter,
+                        const MaybeTensor& mu, const MaybeTensor& group_rows,
+                        const MaybeTensor& group_starts) {
   const Checks check("sparse_transport");
   SparseTransportArgs args{};
   args.dtype = check.floating(cost, "cost");
@@ -40,6 +51,18 @@ Solved sparse_transport(const Tensor& cost, const Tensor& a, const Tensor& b, co
              std::to_string(k));
   check.that(max_iter >= 0, "`max_iter` to be at least 0", std::to_string(max_iter));
   const int dual = check.one_of(method, "method", {"semi_dual", "dual"});
+  const bool grouped = mu.has_value();
+  check.that(group_rows.has_value() == grouped && group_starts.has_value() == grouped,
+             "`mu`, `group_rows` and `group_starts` together", "some of them");
+  if (grouped) {
+    check.that(dual == 1 && k == 0, "`mu` with method dual and k 0",
+               method + " and " + std::to_string(k));
+    weights(check, *mu, "mu", cost, {batch});
+    check.that(mu->is_contiguous(), "contiguous `mu`", "a strided one");
+    args.mu = const_data<double>(*mu);
+    args.group_rows = places(check, *group_rows, "group_rows", cost, n);
+    args.group_starts = places(check, *group_starts, "group_starts", cost, n + 1);
+  }
   const auto real = [&](std::vector<int64_t> sizes) {
     return new_tensor(cost, sizes, ScalarType::Double);
   };
@@ -93,7 +116,8 @@ Solved sparse_transport(const Tensor& cost, const Tensor& a, const Tensor& b, co
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "sparse_transport(Tensor cost, Tensor a, Tensor b, Tensor gamma, Tensor alpha, Tensor beta, "
-      "int k, str method, float tol, int max_iter) -> (Tensor alpha_out, Tensor beta_out, Tensor "
+      "int k, str method, float tol, int max_iter, Tensor? mu, Tensor? group_rows, Tensor? "
+      "group_starts) -> (Tensor alpha_out, Tensor beta_out, Tensor "
       "value, Tensor index, Tensor entries, Tensor error, Tensor iterations, Tensor status)");
 }
 #endif

@@ -98,9 +98,16 @@ struct Columns {
   // event(i, j, x) of whatever is not certainly below its column's bound, rows first to last.
   template <typename Event>
   void scan(C* bound, Event&& event) const {
+    scan_rows(bound, nullptr, args.rows, event);
+  }
+
+  // The same, of the listed rows.
+  template <typename Event>
+  void scan_rows(C* bound, const int32_t* list, int64_t count, Event&& event) const {
     alignas(64) C space[kWidth] = {};
     for (int64_t j = width; j % kGroup != 0; ++j) bound[j] = static_cast<C>(__builtin_inf());
-    for (int64_t i = 0; i < args.rows; ++i) {
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t i = list != nullptr ? list[r] : r;
       const double exact = row_potential(alpha, a, i);
       if (!(exact > nothing())) continue;
       const C* c = load(i, space);
@@ -203,6 +210,49 @@ void capped_entries(const Columns<T>& t) {
   }
 }
 
+// Groups of rows, thresholded by their norms.
+template <typename T>
+void grouped_entries(const Columns<T>& t) {
+  using C = compute_t<T>;
+  const double mu = t.args.mu[t.problem];
+  double values[kWidth][kRowStripes] = {}, sums[kWidth][kRowStripes] = {};
+  double squares[kWidth], shares[kWidth];
+  alignas(64) C bound[kWidth];
+  for (int64_t j = 0; j < t.width; ++j) bound[j] = filter_bound<C>(-t.shift_of(j), t.largest);
+  for (int64_t g = 0; g < t.args.rows; ++g) {
+    const int64_t first = t.args.group_starts[g], count = t.args.group_starts[g + 1] - first;
+    if (count == 0) continue;
+    const int32_t* const list = t.args.group_rows + first;
+    const int64_t stripe = g % kRowStripes;
+    memset(squares, 0, sizeof squares);
+    t.scan_rows(bound, list, count,
+                [&](int64_t, int64_t j, double x) { squares[j] += x <= 0.0 ? 0.0 : x * x; });
+    bool any = false;
+    for (int64_t j = 0; j < t.width; ++j) {
+      const GroupEntry entry = group_entry(squares[j], t.b[t.first + j], t.gamma, mu);
+      shares[j] = entry.share;
+      values[j][stripe] += entry.value;
+      any = any || entry.share > 0.0;
+    }
+    if (!any) continue;
+    t.scan_rows(bound, list, count, [&](int64_t i, int64_t j, double x) {
+      if (!(x > 0.0) || !(shares[j] > 0.0)) return;
+      const double p = shares[j] * x;
+      sums[j][stripe] += p;
+      t.add_row(i, p);
+    });
+  }
+  for (int64_t j = 0; j < t.width; ++j) {
+    for (int half = kRowStripes / 2; half > 0; half /= 2) {
+      for (int s = 0; s < half; ++s) {
+        values[j][s] += values[j][s + half];
+        sums[j][s] += sums[j][s + half];
+      }
+    }
+    t.keep(j, {values[j][0], sums[j][0], 0.0}, false);
+  }
+}
+
 // The projection of whole columns onto the simplex. What may be in a column's support is listed
 // first: all within γ b of its largest.
 template <typename T>
@@ -287,7 +337,9 @@ void evaluate(const SparseTransportArgs& args, int64_t problem, int64_t first, b
                         s.largest,
                         s.drop,
                         args.row_sums + problem * n};
-  if (args.k > 0)
+  if (args.mu != nullptr)
+    grouped_entries(task);
+  else if (args.k > 0)
     best_entries(task);
   else if (dual)
     capped_entries(task);

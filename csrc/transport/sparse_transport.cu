@@ -182,6 +182,54 @@ __device__ __forceinline__ void capped_entries(const Column<T>& t) {
   __syncthreads();
 }
 
+// A thread has every eighth group.
+template <typename T>
+__device__ __forceinline__ void grouped_entries(const Column<T>& t) {
+  using C = compute_t<T>;
+  const C bound = filter_bound<C>(-t.shift, t.largest);
+  const double mu = t.args.mu[t.problem];
+  RK_SHARED(double, values, kThreads);
+  RK_SHARED(double, sums, kThreads);
+  double value = 0.0, sum = 0.0;
+  for (int64_t g = threadIdx.x / kLanes; g < t.args.rows; g += kRowStripes) {
+    const int64_t first = t.args.group_starts[g], end = t.args.group_starts[g + 1];
+    const auto each = [&](auto&& event) {
+      for (int64_t r = first; r < end && t.there(); ++r) {
+        const int64_t i = t.args.group_rows[r];
+        const double exact = row_potential(t.alpha, t.a, i);
+        if (!(exact > nothing())) continue;
+        const C c = widen(t.cost[i * t.args.columns + t.j]);
+        if (c + bound >= static_cast<C>(exact)) continue;
+        event(i, entry_at(exact, static_cast<double>(c), t.shift));
+      }
+    };
+    double squares = 0.0;
+    each([&](int64_t, double x) { squares += x <= 0.0 ? 0.0 : x * x; });
+    const GroupEntry entry = group_entry(squares, t.b, t.gamma, mu);
+    value += entry.value;
+    if (!(entry.share > 0.0)) continue;
+    each([&](int64_t i, double x) {
+      if (!(x > 0.0)) return;
+      const double p = entry.share * x;
+      sum += p;
+      t.add_row(i, p);
+    });
+  }
+  const int me = static_cast<int>(threadIdx.x);
+  values[me] = value;
+  sums[me] = sum;
+  __syncthreads();
+  for (int half = kThreads / 2; half >= kLanes; half /= 2) {
+    if (me < half) {
+      values[me] += values[me + half];
+      sums[me] += sums[me + half];
+    }
+    __syncthreads();
+  }
+  if (me < kLanes && t.there()) t.keep({values[me], sums[me], 0.0}, false);
+  __syncthreads();
+}
+
 template <typename T>
 __device__ __forceinline__ void projected_entries(const Column<T>& t) {
   using C = compute_t<T>;
@@ -248,7 +296,7 @@ __device__ __forceinline__ void projected_entries(const Column<T>& t) {
   __syncthreads();
 }
 
-enum class Entries { best, capped, projected };
+enum class Entries { best, capped, grouped, projected };
 
 template <typename T, Entries kEntries>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -262,6 +310,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       best_entries(t);
     else if constexpr (kEntries == Entries::capped)
       capped_entries(t);
+    else if constexpr (kEntries == Entries::grouped)
+      grouped_entries(t);
     else
       projected_entries(t);
   }
@@ -310,6 +360,7 @@ void sparse_transport(const SparseTransportArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);
+    if (args.mu != nullptr) return solve<T, Entries::grouped>(args, stream);
     if (args.k > 0) return solve<T, Entries::best>(args, stream);
     if (args.method == SparseMethod::dual) return solve<T, Entries::capped>(args, stream);
     solve<T, Entries::projected>(args, stream);

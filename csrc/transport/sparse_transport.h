@@ -19,6 +19,13 @@
 // over p of at most k entries. Both maxima are reached on the k largest of x. That no entry exceeds
 // b_j changes nothing of the problem, and bounds the gradient of the dual everywhere.
 //
+// With groups G of rows it is the group lasso instead,
+//
+//     min ⟨P, C⟩ + γ/2 ‖P‖² + μ Σ_j Σ_G ‖p_jG‖,   p_jG = r [x_G]₊ / N,   N = ‖[x_G]₊‖,
+//
+// of x = α + β_j − c_j, by the dual alone, with r = min([N − μ]₊ / γ, b_j). A group is added up row
+// after row, and the groups of a column in kRowStripes stripes.
+//
 // An evaluation reads the cost once. What cannot be in the plan is found in the cost's own
 // precision, against a bound of its column; whatever may be is handled in double. So the results do
 // not depend on the bounds, and a cost in float32 has the plan of the same cost in float64. Sums of
@@ -71,6 +78,10 @@ struct SparseTransportArgs {
   int8_t* status;
   int32_t* index;   // (columns, k), −1 where there is none
   double* entries;  // (columns, k)
+  // Of groups: μ (batch), or null; the rows one group after the other, and where each of the
+  // `rows` groups, most of which may be empty, begins and ends (rows + 1).
+  const double* mu;
+  const int32_t *group_rows, *group_starts;
 };
 
 REGKERN_HD int64_t variables_of(const SparseTransportArgs& args) {
@@ -179,6 +190,20 @@ REGKERN_HD ColumnSums cap_best(Best& best, double b, double gamma) {
     sums.sum += p;
   }
   return sums;
+}
+
+struct GroupEntry {
+  double norm;   // r
+  double share;  // r / N
+  double value;  // of the dual
+};
+
+// From Σ [x]₊² of a group. NaN stays.
+REGKERN_HD GroupEntry group_entry(double squares, double b, double gamma, double mu) {
+  const double size = regkern::sqrt(squares);
+  if (size <= mu || !(squares > 0.0 || is_nan(squares))) return {0.0, 0.0, 0.0};
+  const double free = (size - mu) / gamma, r = free > b ? b : free;
+  return {r, r / size, r * ((size - mu) - 0.5 * gamma * r)};
 }
 
 // Of an entry of a row, in units: at most 2⁶¹ all together.

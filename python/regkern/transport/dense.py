@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regkern._registration import register
+from regkern._registration import function_apply, once_only, register
 
 #: Elements of a cost that are made into a block of the plan at once, where a product needs it.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -130,6 +130,63 @@ def _softmin_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _softmin.differentiable(_softmin_setup, _softmin_backward)
 
 
+class _Product(torch.autograd.Function):
+    """P v, or Pᵀ v, of a cost; only what is of its size already is in the gradients."""
+
+    @staticmethod
+    def forward(
+        columns: bool,
+        v: Tensor,
+        a: Tensor,
+        b: Tensor,
+        f: Tensor,
+        g: Tensor,
+        eps: Tensor,
+        cost: Tensor,
+    ) -> Tensor:
+        return DenseCost(cost)._products(a, b, f, g, eps, v, columns)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.columns = inputs[0]
+        ctx.save_for_backward(*inputs[1:], output)
+
+    @staticmethod
+    @once_only("Transport.apply")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        v, a, b, f, g, eps, cost, out = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        left, right = (v, grad) if ctx.columns else (grad, v)
+        dv, d_cost, costs = DenseCost(cost).product_gradients(
+            a, b, f, g, eps, left, right, not ctx.columns, needs[7], needs[6]
+        )
+        of_left, of_right = (dv, out) if ctx.columns else (out, dv)
+        rows, columns = _sum(_times(left, of_left), -1), _sum(_times(right, of_right), -1)
+        e = eps[:, None]
+        d_eps = None
+        if costs is not None:
+            exponents = _times(rows, f).sum(-1) + _times(columns, g).sum(-1)
+            d_eps = (costs - exponents) / eps.square()
+        return (
+            None,
+            dv,
+            _over(rows, a),
+            _over(columns, b),
+            rows / e,
+            columns / e,
+            d_eps,
+            d_cost,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        results = []
+        for i in range(info.batch_size):
+            one = (x if d is None else x.select(d, i) for x, d in zip(args, in_dims, strict=True))
+            results.append(function_apply(_Product, *one))
+        return torch.stack(results), 0
+
+
 def solve_dense(
     cost: Tensor,
     a: Tensor,
@@ -140,21 +197,22 @@ def solve_dense(
     eps_start: Tensor | None = None,
     f: Tensor | None = None,
     g: Tensor | None = None,
+    keeps_kernel: bool = False,
 ) -> Potentials:
     """Potentials of B problems with costs (B, n, m), without gradients.
 
     Weights a (B, n) and b (B, m), eps (B), rho (2, B), potentials f and g to begin with and eps to
-    begin with are float64 and dense.
+    begin with are float64 and dense. The kernel is another (B, n, m), if it is kept.
     """
     with torch.no_grad():
-        return Potentials(*_solve(cost, a, b, eps, rho, eps_start, f, g, *settings))
+        return Potentials(*_solve(cost, a, b, eps, rho, eps_start, f, g, *settings, keeps_kernel))
 
 
 class DenseCost:
     """The engine of a cost (B, n, m), dense in memory."""
 
-    def __init__(self, cost: Tensor) -> None:
-        self.cost = cost
+    def __init__(self, cost: Tensor, keeps_kernel: bool = False) -> None:
+        self.cost, self.keeps_kernel = cost, keeps_kernel
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -163,7 +221,8 @@ class DenseCost:
 
     def replaced(self, *tensors: Tensor) -> DenseCost:
         """The same engine over other tensors."""
-        return DenseCost(*tensors)
+        (cost,) = tensors
+        return DenseCost(cost, self.keeps_kernel)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -181,7 +240,8 @@ class DenseCost:
         f: Tensor | None,
         g: Tensor | None,
     ) -> Potentials:
-        return solve_dense(self.cost.detach(), a, b, eps, rho, settings, eps_start, f, g)
+        cost = self.cost.detach()
+        return solve_dense(cost, a, b, eps, rho, settings, eps_start, f, g, self.keeps_kernel)
 
     def softmin(self, weight: Tensor, source: Tensor, eps: Tensor, columns: bool) -> Tensor:
         """The soft c-transform, differentiable."""
@@ -210,33 +270,91 @@ class DenseCost:
     def apply(
         self, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tensor, v: Tensor, columns: bool
     ) -> Tensor:
-        """P v (B, n, k) of v (B, m, k), or Pᵀ v (B, m, k) of v (B, n, k), block by block."""
+        """P v (B, n, k) of v (B, m, k), or Pᵀ v (B, m, k) of v (B, n, k), block by block;
+        differentiable once."""
+        inputs = (v, a, b, f, g, eps, self.cost)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            result: Tensor = function_apply(_Product, columns, *inputs)
+            return result
+        return self._products(a, b, f, g, eps, v, columns)
+
+    def _plan_block(
+        self,
+        ps: slice,
+        rows: slice,
+        a: Tensor,
+        b: Tensor,
+        f: Tensor,
+        g: Tensor,
+        eps: Tensor,
+    ) -> Tensor:
+        weight = a[ps, rows].contiguous()
+        result: Tensor = _plan(
+            self.cost[ps, rows],
+            weight,
+            b[ps],
+            f[ps, rows].contiguous(),
+            g[ps],
+            eps[ps],
+            torch.ones_like(weight),
+            None,
+        )
+        return result
+
+    def _products(
+        self, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tensor, v: Tensor, columns: bool
+    ) -> Tensor:
         batch, n, m = self.shape
         out = v.new_zeros((batch, m if columns else n, v.shape[-1]))
         for ps, rows in self._blocks():
-            block = _plan(
-                self.cost[ps, rows],
-                a[ps, rows].contiguous(),
-                b[ps],
-                f[ps, rows].contiguous(),
-                g[ps],
-                eps[ps],
-                torch.ones_like(a[ps, rows]).contiguous(),
-                None,
-            )
+            block = self._plan_block(ps, rows, a, b, f, g, eps).to(v.dtype)
             if columns:
-                out[ps] += block.mT.to(v.dtype) @ v[ps, rows]
+                out[ps] += block.mT @ v[ps, rows]
             else:
-                out[ps, rows] = block.to(v.dtype) @ v[ps]
+                out[ps, rows] = block @ v[ps]
         return out
+
+    def product_gradients(
+        self,
+        a: Tensor,
+        b: Tensor,
+        f: Tensor,
+        g: Tensor,
+        eps: Tensor,
+        left: Tensor,
+        right: Tensor,
+        columns: bool,
+        wants_cost: bool,
+        wants_eps: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        r"""Of H = P ⊙ (left rightᵀ), with left (B, n, k) and right (B, m, k), in one pass: the
+        gradient −H/ε of the cost and ⟨H, C⟩ (B), and before them P right or, with ``columns``,
+        Pᵀ left."""
+        batch, n, m = self.shape
+        out = left.new_zeros((batch, m if columns else n, left.shape[-1]))
+        d_cost = torch.empty_like(self.cost) if wants_cost else None
+        costs = torch.zeros_like(eps) if wants_eps else None
+        for ps, rows in self._blocks():
+            block = self._plan_block(ps, rows, a, b, f, g, eps).to(left.dtype)
+            if columns:
+                out[ps] += block.mT @ left[ps, rows]
+            else:
+                out[ps, rows] = block @ right[ps]
+            if d_cost is None and costs is None:
+                continue
+            h = _times(block, left[ps, rows] @ right[ps].mT)
+            if d_cost is not None:
+                d_cost[ps, rows] = (h / -eps[ps, None, None].to(h.dtype)).to(d_cost.dtype)
+            if costs is not None:
+                costs[ps] += _sum(_sum(_times(h, self.cost[ps, rows]), -1), -1)
+        return out, d_cost, costs
 
     def mean_cost(self, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tensor) -> Tensor:
         """⟨P, C⟩ (B)."""
         out = torch.zeros_like(eps)
         for ps, rows in self._blocks():
             cost = self.cost[ps, rows]
-            weight, own = a[ps, rows].contiguous(), f[ps, rows].contiguous()
-            block = _plan(cost, weight, b[ps], own, g[ps], eps[ps], torch.ones_like(weight), None)
+            block = self._plan_block(ps, rows, a, b, f, g, eps)
             out[ps] += _times(block, cost).sum((-2, -1), dtype=torch.float64)
         return out
 

@@ -140,6 +140,113 @@ def _softmin_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _softmin.differentiable(_softmin_setup, _softmin_backward)
 
 
+#: Numbers of a value and a point's coordinates that are sent through the plan at once.
+_WIDTH = 256
+
+
+def _apply_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.kernel, ctx.factor, ctx.power = *inputs[7:9], inputs[12]
+    ctx.save_for_backward(*inputs[:7], *inputs[9:12], *output)
+
+
+@once_only("transport_points_apply")
+def _apply_backward(ctx: Any, d_sums: Tensor, d_out: Tensor) -> tuple[Any, ...]:
+    r"""Of :math:`h_{ij} = P_{ij} \langle D_i, V_j\rangle`, where D is the gradient of the sums and
+    of the products, and V is 1 and the values."""
+    (rows, panels, row_terms, column_terms, weights, potential, eps, own_weights, own, values) = (
+        ctx.saved_tensors[:10]
+    )
+    sums, out = ctx.saved_tensors[10:]
+    kernel, factor, needs, dtype = ctx.kernel, ctx.factor, ctx.needs_input_grad, rows.dtype
+    if ctx.power != 0:
+        raise RuntimeError(
+            "regkern.transport_points_apply: expected `power` 0 to be differentiated, got "
+            f"{ctx.power}"
+        )
+    product = kernel == "product"
+    x, y = rows, from_panels(panels, potential.shape[1])
+    left = torch.cat([d_sums.to(dtype)[..., None], d_out], -1)
+    right = from_panels(values, potential.shape[1])
+    right = torch.cat([torch.ones_like(right[..., :1]), right], -1)
+    of_rows = (panels, row_terms, column_terms, weights, potential)
+    of_columns = (to_panels(rows), column_terms, row_terms, own_weights, own)
+
+    def through(columns: bool, sent: Tensor, power: int = 0) -> tuple[Tensor, Tensor]:
+        side, back = (of_columns, of_rows) if columns else (of_rows, of_columns)
+        result: tuple[Tensor, Tensor] = _apply(
+            y if columns else x,
+            *side,
+            eps,
+            kernel,
+            factor,
+            *back[3:],
+            to_panels(sent),
+            power,
+        )
+        return result
+
+    def towards(columns: bool) -> Tensor:
+        """Σ_j h_ij y_j, and of distances Σ_j h_ij (y_j − x_i) / |x_i − y_j|; or of the columns."""
+        mine, other, points, at = (right, left, x, y) if columns else (left, right, y, x)
+        extended = points
+        if not product:
+            extended = torch.cat([points, torch.ones_like(points[..., :1])], -1)
+        width = extended.shape[-1]
+        result = torch.zeros_like(at[..., :1]) * extended.new_zeros(width)
+        step = max(1, _WIDTH // width)
+        for c in range(0, mine.shape[-1], step):
+            part = other[..., c : c + step]
+            sent = (part[..., None] * extended[..., None, :]).flatten(-2)
+            mapped = through(columns, sent, 0 if product else -1)[1]
+            mapped = mapped.reshape(*mapped.shape[:-1], part.shape[-1], width)
+            result = result + (mine[..., c : c + step, None] * mapped).sum(-2)
+        return result if product else result[..., :-1] - result[..., -1:] * at
+
+    e = eps[:, None]
+    back = through(True, left)[1]
+    row_sums = d_sums * sums + (d_out * out).sum(-1, dtype=torch.float64)
+    column_sums = (right * back).sum(-1, dtype=torch.float64)
+    d_rows = d_panels = d_eps = None
+    near = towards(False) if needs[0] or (needs[6] and product) else None
+    if needs[0] and near is not None:
+        d_rows = near * (factor / e[..., None]).to(dtype)
+    if needs[1]:
+        d_panels = to_panels(towards(True) * (factor / e[..., None]).to(dtype))
+    if needs[6]:
+        exponents = (row_sums * _finite(own)).sum(-1) + (column_sums * _finite(potential)).sum(-1)
+        if product and near is not None:
+            costs = -factor * (x * near).sum(-1, dtype=torch.float64).sum(-1)
+            costs = costs + (0.0 if row_terms is None else (row_sums * row_terms).sum(-1))
+            costs = costs + (0.0 if column_terms is None else (column_sums * column_terms).sum(-1))
+        else:
+            far = through(False, right, 1)[1]
+            costs = factor * (left * far).sum((-2, -1), dtype=torch.float64)
+        d_eps = (costs - exponents) / eps.square()
+
+    def over(total: Tensor, weight: Tensor) -> Tensor:
+        there = weight != 0
+        return torch.where(there, total / torch.where(there, weight, 1.0), 0.0)
+
+    return (
+        d_rows,
+        d_panels,
+        None if row_terms is None else -row_sums / e,
+        None if column_terms is None else -column_sums / e,
+        over(column_sums, weights),
+        column_sums / e,
+        d_eps,
+        None,
+        None,
+        over(row_sums, own_weights),
+        row_sums / e,
+        to_panels(back[..., 1:]) if needs[11] else None,
+        None,
+    )
+
+
+_apply.differentiable(_apply_setup, _apply_backward)
+
+
 # ---- the engine ----
 
 
@@ -321,7 +428,8 @@ class PointCost:
     def apply(
         self, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tensor, v: Tensor, columns: bool
     ) -> Tensor:
-        """P v (B, n, k) of v (B, m, k), or the transposed plan times v (B, n, k)."""
+        """P v (B, n, k) of v (B, m, k), or the transposed plan times v (B, n, k); differentiable
+        once."""
         return self._products(a, b, f, g, eps, v, columns)[1].to(v.dtype)
 
     def mean_cost(self, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tensor) -> Tensor:

@@ -280,6 +280,7 @@ def sinkhorn(
     acceleration: str | float | None = None,
     scaling: float | None = None,
     init: Init | None = None,
+    storage: str | None = None,
     gradient: str = "envelope",
     entropy: str = "kl",
     mask: tuple[Tensor | None, Tensor | None] | None = None,
@@ -329,6 +330,12 @@ def sinkhorn(
         every iteration, down to ``eps``.
     init : Transport or pair of Tensor, optional
         Potentials to begin with; either of a pair may be None. ``g`` decides.
+    storage : str, optional
+        ``"kernel"``, of a cost: :math:`e^{(f + g - C)/\varepsilon}` is kept in float32 (float64 of
+        float64), which takes as much memory as such a cost, and iterations are two products with it
+        in one read instead of a read and an exponential an element. Rows are made again where their
+        scalings leave the range, and all of it where a column's does or ``eps`` changes. The
+        results are those of the log domain to rounding.
     gradient : str
         How ``value`` and the potentials are differentiated by costs or points, weights, eps and
         rho. ``"envelope"``: the value alone, once, by what it is at the optimum
@@ -364,9 +371,9 @@ def sinkhorn(
     In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
     read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as
     to the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads
-    the cost once and computes one exponential an element, on a GPU twice; nothing of the size of
-    the cost is allocated. Problems that have converged are skipped. No call waits for the device,
-    and results have the same bits for any number of threads.
+    the cost once and computes one exponential an element, on a GPU twice; without ``storage``
+    nothing of the size of the cost is allocated. Problems that have converged are skipped. No call
+    waits for the device, and results have the same bits for any number of threads.
 
     References
     ----------
@@ -380,6 +387,10 @@ def sinkhorn(
     checks.one_of(_OP, "cost_fn", cost_fn, COSTS)
     if eps_rel is not None:
         checks.one_of(_OP, "eps_rel", eps_rel, ("mean", "max"))
+    if storage is not None:
+        checks.one_of(_OP, "storage", storage, ("kernel",))
+        if cost is None:
+            _fail("`storage` None of points, whose kernel is never stored", repr(storage))
     if (cost is None) == (x is None or y is None) or (x is None) != (y is None):
         raise ValueError(f"regkern.{_OP}: expected `cost`, or `x` and `y`, got both or neither")
     if cost is not None:
@@ -420,7 +431,7 @@ def sinkhorn(
 
     engine: Engine
     if cost is not None:
-        engine = DenseCost(cost.reshape(count, n, m).contiguous())
+        engine = DenseCost(cost.reshape(count, n, m).contiguous(), storage == "kernel")
     else:
         assert x is not None
         assert y is not None

@@ -1,4 +1,5 @@
-"""Transport plans with few entries: quadratic and cardinality-constrained regularisation."""
+"""Transport plans with few entries: quadratic, cardinality-constrained and group-lasso
+regularisation."""
 
 from __future__ import annotations
 
@@ -56,9 +57,42 @@ def _dense_plan(
         rows = index.clamp(min=0).long().transpose(-1, -2)
         empty = entries.new_zeros((f.shape[0], f.shape[1], b.shape[1]))
         return empty.scatter_add(1, rows, entries.transpose(-1, -2))
-    x = f.unsqueeze(-1) + g.unsqueeze(-2) - cost
-    plan = (x.clamp(min=0.0) / gamma[:, None, None]).minimum(b.unsqueeze(-2))
+    plan = (_excess(cost, a, f, g) / gamma[:, None, None]).minimum(b.unsqueeze(-2))
     return torch.where(a.unsqueeze(-1) > 0, plan, 0.0)
+
+
+def _excess(cost: Tensor, a: Tensor, f: Tensor, g: Tensor) -> Tensor:
+    x = (f.unsqueeze(-1) + g.unsqueeze(-2) - cost).clamp(min=0.0)
+    return torch.where(a.unsqueeze(-1) > 0, x, 0.0)
+
+
+def _group_norms(x: Tensor, group_rows: Tensor, group_starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms of the columns' groups (B, groups, m), and which one each row is in (n)."""
+    # From the first to the last of `group_rows`.
+    places = torch.arange(x.shape[1], device=x.device, dtype=group_starts.dtype)
+    ids = torch.searchsorted(group_starts, places, right=True) - 1
+    label = torch.empty_like(ids).scatter(0, group_rows.long(), ids)
+    return x.new_zeros(x.shape).index_add(1, label, x.square()).sqrt(), label
+
+
+def _grouped_plan(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    gamma: Tensor,
+    f: Tensor,
+    g: Tensor,
+    mu: Tensor,
+    group_rows: Tensor,
+    group_starts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """P (B, n, m) in float64, and the norms of its columns' groups (B, groups, m)."""
+    x = _excess(cost, a, f, g)
+    size, label = _group_norms(x, group_rows, group_starts)
+    norm = ((size - mu[:, None, None]) / gamma[:, None, None]).minimum(b.unsqueeze(-2))
+    norm = torch.where((size <= mu[:, None, None]) | (size == 0), 0.0, norm)
+    share = torch.where(norm == 0, 0.0, norm / torch.where(size == 0, 1.0, size))
+    return x * share.index_select(1, label), norm
 
 
 def _like(gradient: Tensor, x: Tensor) -> Tensor:
@@ -70,24 +104,37 @@ def _like(gradient: Tensor, x: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     cost, a, b, gamma = inputs[:4]
+    groups = inputs[10:]
     f, g, _, index, entries, error, iterations, status = output
     ctx.mark_non_differentiable(f, g, index, entries, error, iterations, status)
-    ctx.save_for_backward(cost, a, b, gamma, f, g, index, entries)
+    ctx.save_for_backward(cost, a, b, gamma, f, g, index, entries, *groups)
 
 
 @once_only("sparse_transport")
 def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    """The envelope theorem: dC = P, da = f, db = g, dγ = ½ |P|²."""
-    cost, a, b, gamma, f, g, index, entries = ctx.saved_tensors
-    up = grads[2]
-    plan = _dense_plan(cost, a, b, gamma, f, g, index, entries)
+    """The envelope theorem: dC = P, da = f, db = g, dγ = ½ |P|², dμ = Σ |p_jG|."""
+    cost, a, b, gamma, f, g, index, entries, *groups = ctx.saved_tensors
+    up, d_mu = grads[2], None
+    x = _excess(cost, a, f, g)
+    if groups[0] is None:
+        plan = _dense_plan(cost, a, b, gamma, f, g, index, entries)
+        free = torch.where(plan > 0, x, 0.0)
+    else:
+        plan, norms = _grouped_plan(cost, a, b, gamma, f, g, *groups)
+        d_mu = up * norms.sum((-1, -2))
+        free = _group_norms(x, *groups[1:])[0] - groups[0][:, None, None]
     along = up.unsqueeze(-1)
+    # What an entry, or a group, would be beyond b: with b that bound moves as well.
+    beyond = (free - (gamma[:, None] * b).unsqueeze(-2)).clamp(min=0.0).sum(-2)
     return (
         _like(up[:, None, None] * plan, cost),
         torch.where(a > 0, along * f, 0.0),
-        torch.where(b > 0, along * g, 0.0),
+        torch.where(b > 0, along * (g - beyond), 0.0),
         up * 0.5 * plan.square().sum((-1, -2)),
         *((None,) * 6),
+        d_mu,
+        None,
+        None,
     )
 
 
@@ -169,6 +216,27 @@ class _Plan(torch.autograd.Function):
         )
 
 
+class _Constant(torch.autograd.Function):
+    """A plan whose derivative there is not."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(plan: Tensor, *sources: Tensor) -> Tensor:
+        return plan.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, up: Tensor) -> Any:
+        raise RuntimeError(
+            "regkern.sparse_transport: expected the gradient of `value` alone with `groups`, got "
+            "that of the plan"
+        )
+
+
 # ---- public ----
 
 
@@ -180,7 +248,8 @@ class SparseTransport:
     ----------
     f, g : Tensor
         Potentials (..., n) and (..., m) with ⟨a, f⟩ = ⟨b, g⟩: entries of the plan are
-        :math:`[f_i + g_j - C_{ij}]_+ / \\gamma`. Without gradients.
+        :math:`[f_i + g_j - C_{ij}]_+ / \\gamma`, with groups times what their norms leave.
+        Without gradients.
     value : Tensor
         (...,): the dual objective. Differentiable in cost, weights and γ.
     indices : Tensor
@@ -205,13 +274,22 @@ class SparseTransport:
     status: Tensor
     _raw: tuple[Tensor, ...] = field(repr=False)
     _batch: tuple[int, ...] = field(repr=False)
+    # μ, the rows group by group, and where groups begin.
+    _groups: tuple[Tensor, ...] | None = field(repr=False, default=None)
 
     def plan(self) -> Tensor:
-        """P (..., n, m). Differentiable by its active support, once."""
+        """P (..., n, m). Differentiable by its active support, once; with groups it is not."""
         cost, a, b, gamma, f, g, index, entries = self._raw
         with torch.no_grad():
-            plan = _dense_plan(cost, a, b, gamma, f, g, index, entries)
-        if any(t.requires_grad for t in (cost, a, b, gamma)):
+            if self._groups is None:
+                plan = _dense_plan(cost, a, b, gamma, f, g, index, entries)
+            else:
+                plan = _grouped_plan(cost, a, b, gamma, f, g, *self._groups)[0]
+        if self._groups is not None:
+            sources = [t for t in (cost, a, b, gamma, self._groups[0]) if t.requires_grad]
+            if sources:
+                plan = function_apply(_Constant, plan, *sources)
+        elif any(t.requires_grad for t in (cost, a, b, gamma)):
             plan = function_apply(_Plan, plan, cost, a, b, gamma)
         return plan.to(self.value.dtype).reshape(*self._batch, *plan.shape[1:])
 
@@ -247,6 +325,8 @@ def sparse_transport(
     tol: float | None = 1e-4,
     max_iter: int = 1000,
     init: tuple[Tensor, Tensor] | None = None,
+    groups: Tensor | None = None,
+    mu: float | Tensor = 1.0,
 ) -> SparseTransport:
     r"""Transport whose plan is sparse, by quadratic regularisation and at most k entries a column.
 
@@ -263,6 +343,14 @@ def sparse_transport(
         \frac{1}{2\gamma} \sum_{\text{top-}k} [f_i + g_j - C_{ij}]_+^2
 
     The inner maximum is the projection of the k largest entries of a column onto the simplex.
+
+    With groups G of rows, say of the same class, it is the group lasso
+
+    .. math::
+        \min_{P \in U(a, b)} \langle P, C \rangle + \frac\gamma2 \lVert P \rVert^2
+        + \mu \sum_j \sum_G \lVert p_{jG} \rVert, \qquad
+        p_{jG} = \frac1\gamma \Bigl[1 - \frac{\mu}{\lVert [x_{jG}]_+ \rVert}\Bigr]_+ [x_{jG}]_+,
+        \quad x_j = f + g_j - c_j
 
     Parameters
     ----------
@@ -285,6 +373,11 @@ def sparse_transport(
         At most so many evaluations of the dual, each a read of the cost.
     init : (Tensor, Tensor), optional
         Potentials (f, g) to start from: those of a similar problem save most iterations.
+    groups : Tensor, optional
+        Labels (n) of the rows, any integers: whole groups are left out of a column. By the dual,
+        without k.
+    mu : float or Tensor
+        μ > 0 of the group lasso, like ``gamma``.
 
     Returns
     -------
@@ -313,7 +406,8 @@ def sparse_transport(
     References
     ----------
     T. Liu, J. Puigcerver and M. Blondel, "Sparsity-constrained optimal transport", ICLR 2023.
-    M. Blondel, V. Seguy and A. Rolet, "Smooth and sparse optimal transport", AISTATS 2018.
+    M. Blondel, V. Seguy and A. Rolet, "Smooth and sparse optimal transport", AISTATS 2018, whose μ
+    is ours over γ. This is not the objective of ``ot.da.sinkhorn_l1l2_gl``, which is entropic.
     """
     op = "sparse_transport"
     checks.floating(op, "cost", cost)
@@ -340,6 +434,15 @@ def sparse_transport(
     check_mass(op, wa, wb)
     number = number_of(op, "gamma", gamma, cost)
     shapes = [cost.shape[:-2], wa.shape[:-1], wb.shape[:-1], number.shape]
+    of_norms = None
+    if groups is not None:
+        if k is not None or method != "dual":
+            raise ValueError(
+                f"regkern.{op}: expected `groups` with k=None and method dual, got k={k} and "
+                f"{method}"
+            )
+        of_norms = number_of(op, "mu", mu, cost)
+        shapes.append(of_norms.shape)
     starts = [torch.zeros((), dtype=torch.float64, device=cost.device)] * 2
     if init is not None:
         starts = [
@@ -356,6 +459,9 @@ def sparse_transport(
         _whole(wb, batch, m),
         _whole(number, batch),
     )
+    grouped: tuple[Tensor, ...] | None = None
+    if groups is not None and of_norms is not None:
+        grouped = (_whole(of_norms, batch), *_group_places(op, groups, n, cost))
     f, g, value, index, entries, error, iterations, status = _solve(
         matrices,
         *vectors,
@@ -365,6 +471,7 @@ def sparse_transport(
         method,
         -1.0 if tol is None else float(tol),
         max_iter,
+        *(grouped or (None, None, None)),
     )
     kind = compute_dtype(cost)
     return SparseTransport(
@@ -377,7 +484,26 @@ def sparse_transport(
         status.reshape(batch),
         (matrices, *vectors, f, g, index, entries),
         batch,
+        grouped,
     )
+
+
+def _group_places(op: str, groups: Tensor, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows group by group (n), and where each of n groups, the last ones empty, begins (n +
+    1); int32, without looking at labels on the host."""
+    checks.on_device(op, "groups", groups, like)
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise TypeError(f"regkern.{op}: expected `groups` of integers, got {groups.dtype}")
+    if tuple(groups.shape) != (n,):
+        raise ValueError(
+            f"regkern.{op}: expected `groups` of shape ({n},), got {tuple(groups.shape)}"
+        )
+    labels, rows = groups.sort(stable=True)
+    first = torch.ones_like(labels, dtype=torch.bool)
+    first[1:] = labels[1:] != labels[:-1]
+    ids = first.cumsum(0) - 1
+    starts = torch.searchsorted(ids, torch.arange(n + 1, device=ids.device))
+    return rows.int(), starts.int()
 
 
 def _whole(t: Tensor, batch: Sequence[int], *size: int) -> Tensor:

@@ -1,0 +1,252 @@
+"""Partial transport: some of the mass goes somewhere, the rest stays where it is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regkern import _checks as checks
+from regkern._registration import compute_dtype, register
+from regkern.transport.arguments import number_of, readable, weights_of
+from regkern.transport.dense import DenseCost
+from regkern.transport.implicit import Engine
+from regkern.transport.points import COSTS, PointCost
+from regkern.transport.result import Transport
+from regkern.transport.solver import _once
+
+_OP = "partial_transport"
+
+
+def _fake(like: Tensor, batch: int, n: int, m: int) -> tuple[Tensor, ...]:
+    double = torch.float64
+    return (
+        like.new_empty((batch, n), dtype=double),
+        like.new_empty((batch, m), dtype=double),
+        like.new_empty((batch,), dtype=double),
+        like.new_empty((batch,), dtype=double),
+        like.new_empty((batch,), dtype=torch.int32),
+        like.new_empty((batch,), dtype=torch.int8),
+    )
+
+
+_dense = register("transport_dense_partial", lambda cost, *rest: _fake(cost, *cost.shape))
+_points = register(
+    "transport_points_partial",
+    lambda x, y, *rest: _fake(x, x.shape[0], x.shape[1], y.shape[1]),
+)
+
+
+def _solve(engine: DenseCost | PointCost, *problem: Any) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        result: tuple[Tensor, ...]
+        if isinstance(engine, DenseCost):
+            result = _dense(engine.cost.detach(), *problem)
+        else:
+            (x, xs, r), (y, ys, s) = engine.sides
+            result = _points(x, y, xs, ys, r, s, engine.kernel, engine.factor, *problem)
+        return result
+
+
+def _caps(weight: Tensor, eps: Tensor, entropy: str) -> Tensor:
+    """The largest potential of a point: 0, and −ε ln a relative to the plain entropy."""
+    if entropy == "kl":
+        return torch.zeros_like(weight)
+    there = weight > 0
+    return torch.where(there, -eps[:, None] * torch.where(there, weight, 1.0).log(), 0.0)
+
+
+def _value(
+    engine: Engine,
+    a: Tensor,
+    b: Tensor,
+    caps: tuple[Tensor, Tensor],
+    below: tuple[Tensor, Tensor],
+    level: Tensor,
+    mass: Tensor,
+    eps: Tensor,
+    entropy: str,
+) -> Tensor:
+    """The dual at potentials that are so far below their caps."""
+    f, g = (cap - gap for cap, gap in zip(caps, below, strict=True))
+    raw = engine.softmin(b, g, eps, False)
+    met = (a > 0) & raw.isfinite()
+    apart = f + level[:, None] - torch.where(met, raw, 0.0)
+    moved = torch.where(met, a * (torch.where(met, apart, 0.0) / eps[:, None]).exp(), 0.0).sum(-1)
+    if entropy == "plain":
+        # Of Σ P ln P, whose caps are 0.
+        gains = [-(w * gap).sum(-1) for w, gap in zip((a, b), below, strict=True)]
+        return gains[0] + gains[1] + mass * level + eps * (mass - moved)
+    gains = [(w * h).sum(-1) for w, h in zip((a, b), (f, g), strict=True)]
+    return gains[0] + gains[1] + mass * level + eps * (a.sum(-1) * b.sum(-1) - moved)
+
+
+def partial_transport(
+    cost: Tensor | None = None,
+    *,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    cost_fn: str = "sqeuclidean",
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    mass: float | Tensor,
+    eps: float | Tensor = 0.05,
+    tol: float | None = 1e-3,
+    max_iter: int = 1000,
+    check_every: int = 10,
+    entropy: str = "kl",
+) -> Transport:
+    r"""Entropic transport of a part of the mass.
+
+    .. math::
+        \min_{P \ge 0} \langle P, C\rangle + \varepsilon\, \mathrm{KL}(P \mid a \otimes b)
+        \quad\text{with}\quad P 1 \le a,\; P^T 1 \le b,\; 1^T P 1 = m
+
+    .. math::
+        P_{ij} = a_i b_j \exp\left(\frac{f_i + g_j + h - C_{ij}}{\varepsilon}\right), \qquad
+        f, g \le 0
+
+    where :math:`f_i < 0` only where all of :math:`a_i` is moved.
+
+    Parameters
+    ----------
+    cost : Tensor
+        C (..., n, m): float32, float64, bfloat16 or float16. :math:`C = \infty` forbids a pair.
+    x, y : Tensor
+        Instead of a cost, points (..., n, d) and (..., m, d), whose costs are never stored.
+    cost_fn : str
+        Of points, as in :func:`sinkhorn`.
+    a, b : Tensor, optional
+        Weights (..., n) and (..., m), of any totals; 1/n and 1/m if none are given.
+    mass : float or Tensor
+        m, at most the smaller total; a number or one for each problem.
+    eps : float or Tensor
+        :math:`\varepsilon > 0`, likewise. Partial transport without entropy as it goes to 0.
+    tol : float, optional
+        Stops a problem whose error is below. None: exactly ``max_iter`` iterations.
+    max_iter, check_every : int
+        At most so many iterations; the error is looked at, on the device, so often.
+    entropy : str
+        ``"kl"``: as above. ``"plain"``: :math:`\varepsilon \sum P \log P`, whose plan is another
+        where weights are not uniform; that of POT's ``entropic_partial_wasserstein``.
+
+    Returns
+    -------
+    Transport
+        With f + h for f, so that the plan is that of its formula; ``value`` is the objective at the
+        optimum, ``error`` what the rows' marginals miss of what is optimal for the columns'
+        potentials, over m.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit, weights below 0, and a mass beyond either total (looked at on
+        the CPU).
+
+    Notes
+    -----
+    Each half-step finds f and h (g and h) that are optimal for the other side at once, so every
+    half-step moves m; there is no dummy point. Two reads of the cost an iteration, and nothing of
+    its size is allocated. No call waits for the device.
+
+    Gradients of the value, once, by what it is at the optimum: dC = P, dm = h, and of the KL form
+    :math:`da = f + \varepsilon (1^T b - P 1 / a)`. Potentials and plan have none.
+
+    References
+    ----------
+    J.-D. Benamou, G. Carlier, M. Cuturi, L. Nenna and G. Peyré, "Iterative Bregman projections for
+    regularized transportation problems", SIAM J. Sci. Comput. 37, 2015. L. Chapel, M. Z. Alaya and
+    G. Gasso, "Partial optimal transport with applications on positive-unlabeled learning", 2020.
+    """
+    checks.one_of(_OP, "entropy", entropy, ("kl", "plain"))
+    checks.one_of(_OP, "cost_fn", cost_fn, COSTS)
+    checks.at_least(_OP, "max_iter", max_iter, 1)
+    checks.at_least(_OP, "check_every", check_every, 1)
+    if (cost is None) == (x is None or y is None) or (x is None) != (y is None):
+        raise ValueError(f"regkern.{_OP}: expected `cost`, or `x` and `y`, got both or neither")
+    if cost is not None:
+        checks.floating(_OP, "cost", cost)
+        if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
+            _fail("`cost` of shape (..., n, m), neither of them 0", tuple(cost.shape))
+        batch, n, m = tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1]
+        like = cost
+    else:
+        assert x is not None
+        assert y is not None
+        for name, t in (("x", x), ("y", y)):
+            checks.floating(_OP, name, t)
+            if t.dim() < 2 or t.shape[-2] == 0:
+                _fail(f"`{name}` of shape (..., points, dimensions)", tuple(t.shape))
+        if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or x.dtype != y.dtype:
+            _fail(f"`y` of shape (..., m, d) like `x` {tuple(x.shape)}", tuple(y.shape))
+        checks.on_device(_OP, "y", y, x)
+        batch, n, m = tuple(x.shape[:-2]), x.shape[-2], y.shape[-2]
+        like = x
+    if tol is not None:
+        if not tol > 0:
+            _fail("`tol` to be positive or None", tol)
+        tol = max(float(tol), 10 * torch.finfo(compute_dtype(like)).eps)
+    count = math.prod(batch)
+    a = _whole("a", weights_of(_OP, "a", a, n, like), batch, n)
+    b = _whole("b", weights_of(_OP, "b", b, m, like), batch, m)
+    moved = _whole("mass", number_of(_OP, "mass", mass, like), batch)
+    e = _whole("eps", number_of(_OP, "eps", eps, like), batch)
+    if readable(moved) and count > 0:
+        most = torch.minimum(a.sum(-1), b.sum(-1)).detach()
+        if bool((moved.detach() > most * (1.0 + 1e-6)).any()):
+            _fail(f"`mass` of at most {most.min().item()}", moved.detach().max().item())
+    engine: DenseCost | PointCost
+    if cost is not None:
+        engine = DenseCost(cost.reshape(count, n, m).contiguous())
+    else:
+        assert x is not None
+        assert y is not None
+        engine = PointCost(x.reshape(count, n, -1), y.reshape(count, m, -1), cost_fn)
+
+    inputs = (a, b, moved, e, *engine.tensors)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    alone = engine.replaced(*(t.detach() for t in engine.tensors))
+    fixed = [t.detach() for t in (a, b, moved, e)]
+    own = tuple(_caps(w, fixed[3], entropy) for w in fixed[:2])
+    f, g, level, error, iterations, status = _solve(
+        alone, *fixed[:2], *own, *fixed[2:], tol, max_iter, check_every
+    )
+    below = (own[0] - f, own[1] - g)
+    if wanted:
+        a, b, moved, e = (_once(torch.where(w == 0, w.detach(), w)) for w in (a, b, moved, e))
+        engine = engine.replaced(*(_once(t) for t in engine.tensors))
+    caps = (_caps(a, e, entropy), _caps(b, e, entropy))
+    value = _value(engine, a, b, caps, below, level, moved, e, entropy)
+    f = f + level[:, None]
+    wide = compute_dtype(like)
+
+    def back(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return t.reshape((*batch, *t.shape[1:])).to(dtype or t.dtype)
+
+    return Transport(
+        f=back(f, wide),
+        g=back(g, wide),
+        value=back(value, wide),
+        error=back(error, wide),
+        iterations=back(iterations),
+        status=back(status),
+        _engine=alone,
+        _problem=(fixed[0], fixed[1], f, g, fixed[3]),
+        _batch=batch,
+    )
+
+
+def _fail(expected: str, got: object) -> None:
+    raise ValueError(f"regkern.{_OP}: expected {expected}, got {got}")
+
+
+def _whole(name: str, t: Tensor, batch: tuple[int, ...], *size: int) -> Tensor:
+    """t for each problem of the batch, which becomes one dimension."""
+    lead = t.shape[: t.dim() - len(size)]
+    if len(lead) > len(batch) or any(
+        s != 1 and s != d for s, d in zip(reversed(lead), reversed(batch), strict=False)
+    ):
+        _fail(f"`{name}` of shape {(*batch, *size)} or one for all problems", tuple(t.shape))
+    return t.expand((*batch, *size)).reshape(math.prod(batch), *size).contiguous()

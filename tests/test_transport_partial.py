@@ -1,0 +1,189 @@
+"""Partial transport: optimality, the linear programme, others, gradients, corners, errors."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from regkern.transport.partial import partial_transport
+from scipy.optimize import linprog
+from torch import Tensor
+
+DOUBLE = torch.float64
+INF = float("inf")
+
+
+def draw(*shape: int, salt: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
+    generator = torch.Generator().manual_seed(800 + salt)
+    return torch.rand(shape, dtype=DOUBLE, generator=generator).to(dtype)
+
+
+def weights(*shape: int, salt: int = 0, total: float = 1.0) -> Tensor:
+    w = draw(*shape, salt=salt) + 0.1
+    return total * w / w.sum(-1, keepdim=True)
+
+
+def exact(cost: Tensor, **options: Any) -> Any:
+    return partial_transport(cost, **{"tol": 1e-13, "max_iter": 20_000, **options})
+
+
+@pytest.mark.parametrize("entropy", ["kl", "plain"])
+def test_plan_is_optimal(entropy: str) -> None:
+    """The problem is convex: what satisfies its optimality conditions is its solution."""
+    cost, a, b = draw(3, 6, 9), weights(3, 6), weights(3, 9, salt=1, total=1.4)
+    mass, eps = torch.tensor([0.3, 0.7, 0.95]).double(), torch.tensor([0.05, 0.2, 1.0]).double()
+    found = exact(cost, a=a, b=b, mass=mass, eps=eps, entropy=entropy)
+    plan = found.plan()
+    torch.testing.assert_close(plan.sum((-2, -1)), mass, rtol=1e-9, atol=0.0)
+    base = plan / (a[..., None] * b[:, None]) if entropy == "kl" else plan
+    dual = cost + eps[:, None, None] * base.log()  # f_i + g_j + h
+    for axis, weight in ((-1, a), (-2, b)):
+        gaps = weight - plan.sum(axis)
+        assert bool((gaps >= -1e-9).all())
+        potential = dual - dual.amax(axis + 1 if axis == -2 else -2, keepdim=True)
+        potential = potential.mean(axis)
+        # Of separable ones: no larger than 0, and 0 where there is room left.
+        assert float((potential * gaps).abs().max()) < 1e-7
+    rank = dual - dual[:, :1] - dual[:, :, :1] + dual[:, :1, :1]
+    assert float(rank.abs().max()) < 1e-9
+    terms = torch.special.xlogy(plan, base)
+    if entropy == "kl":
+        terms = terms - plan + a[..., None] * b[:, None]
+    objective = ((plan * cost).sum((-2, -1))) + eps * terms.sum((-2, -1))
+    torch.testing.assert_close(found.value, objective, rtol=1e-8, atol=1e-10)
+
+
+def test_linear_programme_as_entropy_goes() -> None:
+    n, m, mass = 7, 8, 0.55
+    cost, a, b = draw(n, m), weights(n), weights(m, salt=1)
+    rows = numpy.kron(numpy.eye(n), numpy.ones(m))
+    columns = numpy.kron(numpy.ones(n), numpy.eye(m))
+    best = linprog(
+        cost.numpy().ravel(),
+        A_ub=numpy.vstack([rows, columns]),
+        b_ub=torch.cat([a, b]).numpy(),
+        A_eq=numpy.ones((1, n * m)),
+        b_eq=[mass],
+    )
+    found = partial_transport(cost, a=a, b=b, mass=mass, eps=1e-3, tol=1e-7, max_iter=50_000)
+    assert abs(float(found.cost) - best.fun) < 2e-3
+
+
+def test_pot_agrees() -> None:
+    ot = pytest.importorskip("ot")
+    cost, a, b = draw(6, 9), weights(6), weights(9, salt=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = ot.partial.entropic_partial_wasserstein(
+            a.numpy(), b.numpy(), cost.numpy(), 0.1, m=0.6, numItermax=5000, stopThr=1e-14
+        )
+    ours = exact(cost, a=a, b=b, mass=0.6, eps=0.1, entropy="plain")
+    torch.testing.assert_close(ours.plan(), torch.from_numpy(theirs), rtol=1e-6, atol=1e-8)
+
+
+def test_all_of_the_mass_is_sinkhorn() -> None:
+    from regkern.transport.solver import sinkhorn
+
+    cost, a, b = draw(6, 9), weights(6), weights(9, salt=1)
+    ours = exact(cost, a=a, b=b, mass=1.0, eps=0.2)
+    theirs = sinkhorn(cost, a=a, b=b, eps=0.2, tol=1e-13)
+    torch.testing.assert_close(ours.plan(), theirs.plan(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-8, atol=1e-9)
+
+
+def test_points_and_their_costs_agree() -> None:
+    x, y = draw(2, 6, 3), draw(2, 9, 3, salt=1)
+    of_points = partial_transport(x=x, y=y, mass=0.5, eps=0.1, tol=None, max_iter=30)
+    of_costs = partial_transport(
+        torch.cdist(x, y).square(), mass=0.5, eps=0.1, tol=None, max_iter=30
+    )
+    for name in ("f", "g", "value", "error"):
+        torch.testing.assert_close(
+            getattr(of_points, name), getattr(of_costs, name), rtol=1e-8, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("entropy", ["kl", "plain"])
+def test_gradients(entropy: str) -> None:
+    def value(cost: Tensor, a: Tensor, b: Tensor, mass: Tensor, eps: Tensor) -> Tensor:
+        found = exact(cost, a=a, b=b, mass=mass, eps=eps, entropy=entropy)
+        result: Tensor = found.value
+        return result
+
+    mass, eps = torch.tensor([0.3, 0.7]).double(), torch.tensor([0.1, 0.4]).double()
+    tensors = [draw(2, 4, 5), weights(2, 4), weights(2, 5, salt=1), mass, eps]
+    for t in tensors:
+        t.requires_grad_()
+    assert torch.autograd.gradcheck(value, tensors, atol=1e-5, rtol=1e-3)
+    (dc,) = torch.autograd.grad(value(*tensors).sum(), tensors[0])
+    plan = exact(*tensors[:1], a=tensors[1], b=tensors[2], mass=mass, eps=eps, entropy=entropy)
+    torch.testing.assert_close(dc, plan.plan(), rtol=1e-6, atol=1e-9)
+    x = draw(4, 3).requires_grad_()
+    y = draw(5, 3, salt=1)
+    cloud = partial_transport(x=x, y=y, mass=0.5, eps=0.2, entropy=entropy, tol=1e-13)
+    (dx,) = torch.autograd.grad(cloud.value, x, create_graph=True)
+    difference = 2.0 * (x[:, None] - y)
+    torch.testing.assert_close(dx, (cloud.plan()[..., None] * difference).sum(1))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        dx.sum().backward()
+
+
+def test_corners() -> None:
+    cost = draw(4, 5)
+    a = weights(4)
+    a[1] = 0.0
+    found = exact(cost, a=a, mass=0.4, eps=0.1)
+    assert float(found.plan()[1].abs().max()) == 0.0
+    forbidden = cost.clone()
+    forbidden[2], forbidden[:, 3] = INF, INF
+    found = exact(forbidden, mass=0.4, eps=0.1)
+    assert int(found.status) == 0
+    assert float(found.plan()[2].sum() + found.plan()[:, 3].sum()) == 0.0
+    assert abs(float(found.plan().sum()) - 0.4) < 1e-9
+    # Two of four rows have half of the mass, no more.
+    forbidden[1] = INF
+    assert int(partial_transport(forbidden, mass=0.6, eps=0.1, max_iter=50).status) == 1
+    forbidden[0, 0] = torch.nan
+    broken = partial_transport(forbidden, mass=0.3, eps=0.1)
+    assert int(broken.status) == 2
+    assert bool(broken.value.isnan())
+    assert partial_transport(draw(0, 3, 4), mass=0.5).f.shape == (0, 3)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        low = cost.to(dtype).mT
+        ours = partial_transport(low, mass=0.5, eps=0.2, tol=None, max_iter=20)
+        wide = partial_transport(low.double(), mass=0.5, eps=0.2, tol=None, max_iter=20)
+        assert ours.value.dtype == torch.float32
+        torch.testing.assert_close(ours.f.double(), wide.f, rtol=1e-5, atol=1e-5)
+
+
+def test_problems_stop_by_themselves() -> None:
+    cost = draw(2, 20, 30, dtype=torch.float32)
+    eps = torch.tensor([1.0, 0.005], dtype=torch.float32)
+    found = partial_transport(cost, mass=0.5, eps=eps, tol=1e-4, max_iter=5000)
+    assert int(found.iterations[0]) < int(found.iterations[1])
+    alone = partial_transport(cost[0], mass=0.5, eps=1.0, tol=1e-4, max_iter=5000)
+    assert torch.equal(alone.f, found.f[0])
+
+
+def test_errors() -> None:
+    cost = draw(4, 5)
+    for call, message in (
+        (lambda: partial_transport(cost, mass=1.5), "`mass` of at most 1.0"),
+        (lambda: partial_transport(cost, mass=0.0), "`mass` to be positive"),
+        (lambda: partial_transport(cost, mass=0.5, eps=-1.0), "`eps`"),
+        (lambda: partial_transport(cost, mass=torch.ones(3)), "`mass` of shape"),
+        (lambda: partial_transport(mass=0.5), "`cost`, or `x` and `y`"),
+        (lambda: partial_transport(cost[0], mass=0.5), "`cost` of shape"),
+        (lambda: partial_transport(cost, mass=0.5, tol=0.0), "`tol`"),
+        (lambda: partial_transport(cost, a=cost[0], mass=0.5), "`a` of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    one = torch.ones(1, dtype=DOUBLE)
+    with pytest.raises(RuntimeError, match="transport_dense_partial"):
+        torch.ops.regkern.transport_dense_partial(
+            cost[None], cost[None, 0], cost[None, 0], one, one, one, one, None, 5, 1
+        )
