@@ -34,6 +34,9 @@ from regkern.transport.kernel_distances import (
 from regkern.transport.normalize import (
     sinkhorn_normalize,
 )
+from regkern.transport.partial import (
+    partial_transport,
+)
 from regkern.transport.permutations import (
     HyperConnection,
     gumbel_sinkhorn,
@@ -99,6 +102,7 @@ __all__ = [
     "monge_gap",
     "neural_ndcg",
     "neural_sort",
+    "partial_transport",
     "sinkhorn",
     "sinkhorn_assign",
     "sinkhorn_conjugate",
