@@ -7,16 +7,22 @@ namespace {
 using namespace masks;
 
 constexpr int kThreads = 256;
-constexpr int kApart = 4;  // elements of a thread, 16 apart: those of one counter
+constexpr int kApart = 8;  // elements of a thread, 16 apart: the normals of one counter
 
 // The numbers of elements 16 apart, `first` the first of them.
 __device__ __forceinline__ void draw_apart(Seed seed, bool normal, int64_t first,
                                            float out[kApart]) {
   const auto u = static_cast<uint64_t>(first);
-  const Words words = philox(seed, Stream::noise, u / 64 * 16 + u % 16);
-  if (normal) return normals_apart(words, out);
+  if (normal) {
+    const uint64_t counter = u / kNormalChunk * 16 + u % 16;
+    return normals_apart(seed, counter, philox(seed, Stream::noise, counter), out);
+  }
 #pragma unroll
-  for (int j = 0; j < kApart; ++j) out[j] = signed_uniform(words.w[j]);
+  for (int half = 0; half < 2; ++half) {
+    const Words words = philox(seed, Stream::noise, (u / 64 + half) * 16 + u % 16);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) out[4 * half + j] = signed_uniform(words.w[j]);
+  }
 }
 
 // What c, p, d, q and r are at a group.
@@ -26,9 +32,9 @@ __device__ __forceinline__ C coefficient(const NoiseInjectArgs& args, int k, int
   return given != nullptr ? given[group] : C(k == kFactor ? 1 : 0);
 }
 
-// Thread t of a chunk of 16 has elements t, t + 16, t + 32 and t + 48 of 64.
+// Sixteen threads have a chunk.
 __device__ __forceinline__ int64_t first_element(int64_t thread) {
-  return thread / 16 * 64 + thread % 16;
+  return thread / 16 * kNormalChunk + thread % 16;
 }
 
 template <typename T, bool kPlain>

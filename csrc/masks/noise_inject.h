@@ -19,7 +19,7 @@
 
 namespace regkern::masks {
 
-constexpr int64_t kNoiseBlock = 64;
+constexpr int64_t kNoiseBlock = kNormalChunk;
 REGKERN_HD int64_t padded_noise(int64_t numel) {
   return (numel + kNoiseBlock - 1) / kNoiseBlock * kNoiseBlock;
 }
