@@ -15,6 +15,11 @@ EXCEPTIONS = {
     r"\b(planes|chunks)_kernel\(": 80,
     # Gamma variates in double: a thread per sample, far fewer threads than the device holds.
     r"\bmix_params_kernel\(": 96,
+    # Gamma variates in double, as above: coarse grids.
+    r"\bbeta_noise_kernel\(": 80,
+    # Eight doubles a thread with one or two numbers each; two blocks fit.
+    r"\bnoise_inject_kernel<double": 96,
+    r"\bnoise_triplet_kernel<double": 80,
     # Noise, residual and ReLU on 64-bit indices: tensors of 2³¹ elements and more alone.
     r"\bmask_apply_kernel<[^>]*true, long>": 80,
     # Tensors of 2³⁰ elements and more alone: 64-bit divisions for blocks, rows and runs.

@@ -32,7 +32,7 @@ def _positive(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _boxes(f: Callable[..., Any]) -> Callable[..., Any]:
     box = torch.tensor([[-3, 4, 2, 5], [1, 9, 6, 20]], dtype=torch.int32)
-    return lambda x, **o: f(x, box.expand(x.shape[0], 2, 4), **o)
+    return lambda x, **o: f(x, box.repeat(x.shape[0], 1, 1), **o)
 
 
 def _lengths(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -93,7 +93,7 @@ def hide_and_seek(
 def box_mask(x: Tensor, boxes: Tensor, value: Value = 0.0, *, invert: bool = False) -> Tensor:
     """Boxes replaced, or what is around them."""
     inside = torch.zeros(x.shape[0], *x.shape[-2:], dtype=torch.bool)
-    for b, of in enumerate(boxes.reshape(x.shape[0], -1, 4).tolist()):
+    for b, of in enumerate(boxes.tolist()):
         for y0, y1, x0, x1 in of:
             inside[b, max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
     return _filled(x, inside if invert else ~inside, value)
