@@ -71,6 +71,10 @@ __device__ __forceinline__ T no_number() {
   return narrowed<T>(static_cast<compute_t<T>>(__builtin_nanf("")));
 }
 
+// Bytes travel one by one: a vector of them is longer than a thread's neighbours.
+template <typename T>
+constexpr bool kTravels = kLanesOf<T> <= kListLanes;
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     mask_mix_kernel(const __grid_constant__ MaskMixArgs args, int64_t total) {
@@ -81,7 +85,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int64_t e = first_work() * kListLanes; e < total; e += work_stride() * kListLanes) {
     const int64_t left = total - e;
     T v[kListLanes];
-    load_lanes(x + e, left, aligned_for_vectors(x), v);
+    if constexpr (kTravels<T>) {
+      load_lanes(x + e, left, aligned_for_vectors(x), v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kListLanes; ++i) v[i] = i < left ? x[e + i] : T{};
+    }
     Place at = place_of(m, e);
 #pragma unroll
     for (int i = 0; i < kListLanes; ++i) {
@@ -97,7 +106,13 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
       step(m, &at);
     }
-    store_lanes(v, left, aligned_for_vectors(y), y + e);
+    if constexpr (kTravels<T>) {
+      store_lanes(v, left, aligned_for_vectors(y), y + e);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kListLanes; ++i)
+        if (i < left) y[e + i] = v[i];
+    }
   }
 }
 

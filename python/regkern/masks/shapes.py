@@ -209,7 +209,7 @@ def grid_mask(
 def hide_and_seek(
     x: Tensor,
     cell: int | tuple[int, int],
-    p: float | None = 0.5,
+    p: float = 0.5,
     *,
     value: Value = 0.0,
     inplace: bool = False,
@@ -250,8 +250,8 @@ def hide_and_seek(
     """
     op = "hide_and_seek"
     check_images(op, x)
-    checks.probability(op, "p", p if p is not None else 0.5)
-    bits, _ = cell_bits(op, x, cell, 0.5 if p is None else p, resolve_seed(op, x, seed, generator))
+    checks.probability(op, "p", p)
+    bits, _ = cell_bits(op, x, cell, p, resolve_seed(op, x, seed, generator))
     return _fill(op, x, bits, value, inplace)
 
 
@@ -445,7 +445,6 @@ def spec_augment(
     if isinstance(value, str):
         checks.one_of(op, "value", value, ("mean",))
         value = x.detach().mean(dtype=torch.float64)
-    checks.probability(op, "value", value) if isinstance(value, Tensor) else None
     boxes = _bands(
         resolve_seed(op, x, seed, generator), x.shape[0], x.shape[-2], x.shape[-1],
         freq_masks, freq_width, time_masks, time_width, max_fraction, lengths,

@@ -18,25 +18,36 @@ def padded(count: int) -> int:
     return math.ceil(count / _BLOCK) * _BLOCK
 
 
+def _word(seed: Tensor, element: Tensor) -> tuple[Tensor, Tensor]:
+    """The word of an element's pair, and the pair's number."""
+    # Element 128 c + 32 w + 16 h + i is half h of word w of counter 16 c + i.
+    chunk, w, i = element // 128, element % 128 // 32, element % 16
+    word = draws.words(seed, "noise", chunk * 16 + i).gather(-1, w.unsqueeze(-1)).squeeze(-1)
+    return word, chunk * 64 + w * 16 + i
+
+
+def radii(seed: Tensor, element: Tensor) -> Tensor:
+    """The radius of every element's pair: of 16 bits, or of 24 more in the tail."""
+    word, pair = _word(seed, element)
+    low = word & 0xFFFF
+    more = draws.words(seed, "choice", pair)[..., 0]
+    fine = (low + ((more >> 8) + 0.5) / 2.0**24).float().double() / 2**16
+    return torch.sqrt(-2 * torch.log(torch.where(low < 16, fine, (low + 0.5) / 2.0**16)))
+
+
 def numbers(seed: Tensor, element: Tensor, kind: str) -> Tensor:
     """The noise of every element, float64: standard normal or uniform in (−1, 1)."""
     if kind == "uniform":
-        return ((draws.bits(seed, "noise", element, 32) >> 8) + 0.5) / 2.0**23 - 1.0
-    # Element 128 c + 32 w + 16 h + i is half h of word w of counter 16 c + i.
-    chunk, w, half, i = element // 128, element % 128 // 32, element % 32 // 16, element % 16
-    word = draws.words(seed, "noise", chunk * 16 + i).gather(-1, w.unsqueeze(-1)).squeeze(-1)
-    low, high = word & 0xFFFF, word >> 16
-    more = draws.words(seed, "choice", chunk * 64 + w * 16 + i)[..., 0]
-    fine = (low + ((more >> 8) + 0.5) / 2.0**24).float().double() / 2**16
-    u = torch.where(low < 16, fine, (low + 0.5) / 2.0**16)
-    radius = torch.sqrt(-2 * torch.log(u))
+        return ((draws.bits(seed, "noise", element, 32) >> 8).double() + 0.5) / 2.0**23 - 1.0
+    word, _ = _word(seed, element)
+    high = word >> 16
     angle = ((high & 0x1FFF) + 0.5) * (math.pi / 4 / 8192)
     swap = (high & 0x2000).bool()
     x = torch.where(swap, torch.sin(angle), torch.cos(angle))
     y = torch.where(swap, torch.cos(angle), torch.sin(angle))
     x = torch.where((high & 0x4000).bool(), -x, x)
     y = torch.where((high & 0x8000).bool(), -y, y)
-    return radius * torch.where(half.bool(), y, x)
+    return radii(seed, element) * torch.where((element % 32 >= 16), y, x)
 
 
 def noise_inject(

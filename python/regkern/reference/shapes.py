@@ -79,7 +79,7 @@ def cell_keep(seed: Tensor, size: tuple[int, int, int], cell: int | Sequence[int
     h, w = (cell, cell) if isinstance(cell, int) else cell
     rows, columns = math.ceil(height / h), math.ceil(width / w)
     drawn = words(seed, "mask", torch.arange(batch * rows * columns))[:, 0]
-    kept = ((drawn + 0.5) / 2.0**32 >= p).reshape(batch, rows, columns)
+    kept = ((drawn.double() + 0.5) / 2.0**32 >= p).reshape(batch, rows, columns)
     return kept.repeat_interleave(h, 1).repeat_interleave(w, 2)[:, :height, :width]
 
 
