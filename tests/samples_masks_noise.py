@@ -11,7 +11,6 @@ from regkern.reference import noise as reference
 from sample import Sample, seed
 
 
-
 def _seeded(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *tensors, **o: f(*tensors, seed=seed(), **o)
 

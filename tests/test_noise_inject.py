@@ -104,9 +104,7 @@ def test_shared_dimensions(shared: int | tuple[int, ...], multiply: bool) -> Non
     scale = torch.rand(4, 1, 1, dtype=torch.float64)
     options: dict[str, Any] = {"multiply": multiply, "shared": shared, "seed": seed()}
     y = noise_inject(x, scale, **options)
-    torch.testing.assert_close(
-        y, reference.noise_inject(x, scale, **options), rtol=1e-6, atol=2e-6
-    )
+    torch.testing.assert_close(y, reference.noise_inject(x, scale, **options), rtol=1e-6, atol=2e-6)
     assert torch.equal(noise_inject_(x.clone(), scale, **options), y)
 
 
@@ -166,9 +164,7 @@ def test_feature_jitter() -> None:
     expected = reference.feature_jitter(f, 0.5, seed=seed())
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
     g = torch.randn_like(y)
-    for a, b in zip(
-        torch.autograd.grad(y, f, g), torch.autograd.grad(expected, f, g), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(y, f, g), torch.autograd.grad(expected, f, g), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
     assert feature_jitter(f, training=False) is f
 

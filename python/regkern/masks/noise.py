@@ -31,7 +31,9 @@ def _fake_triplet(x: Tensor, seed: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 _inject = register(
     "noise_inject",
-    lambda x, seed, kind, index, factor, factor_noise, shift, shift_noise, shift_more: dense_like(x),
+    lambda x, seed, kind, index, factor, factor_noise, shift, shift_noise, shift_more: dense_like(
+        x
+    ),
 )
 _inject_ = register("noise_inject_", lambda *args: None)
 _perturb = register(

@@ -117,9 +117,7 @@ class FeatureJitter(nn.Module):
         self.generator = generator
 
     def forward(self, f: Tensor) -> Tensor:
-        return feature_jitter(
-            f, self.strength, training=self.training, generator=self.generator
-        )
+        return feature_jitter(f, self.strength, training=self.training, generator=self.generator)
 
     def extra_repr(self) -> str:
         return f"strength={self.strength:g}"
