@@ -1,4 +1,4 @@
-"""Injected noise: its law, its masks of scales, diffusions, triplets, Beta noise; modules, errors."""
+"""Injected noise: its law, scales, diffusions, triplets, Beta noise; modules and errors."""
 
 from __future__ import annotations
 

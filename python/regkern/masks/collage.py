@@ -51,9 +51,9 @@ _adjoint.differentiable(_setup, _backward_adjoint)
 
 
 class Mosaic(NamedTuple):
-    """``x``, like the batch; ``partner``, int64 (N, 4), whose images the quadrants show (above left,
-    above right, below left, below right); ``weight``, float32 (N, 4), their shares of the area;
-    ``centre``, int32 (N, 2), row and column."""
+    """``x``, like the batch; ``partner``, int64 (N, 4), whose images the quadrants show (above
+    left, above right, below left, below right); ``weight``, float32 (N, 4), their shares of the
+    area; ``centre``, int32 (N, 2), row and column."""
 
     x: Tensor
     partner: Tensor

@@ -1,4 +1,4 @@
-"""Noise that is drawn again instead of stored: additive, multiplicative, of diffusions and features."""
+"""Noise that is drawn again instead of stored: added, multiplied, of diffusions and features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise masks that a policy draws: Beta noise on a coarse grid, its density, and its application."""
+"""Noise masks that a policy draws: Beta noise on a coarse grid, its density, its application."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _parameters(op: str, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     checks.floating(op, "beta", beta)
     checks.on_device(op, "beta", beta, alpha)
     try:
-        a, b = torch.broadcast_tensors(alpha, beta)
+        a, b = torch.broadcast_tensors(alpha, beta)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(
             f"regkern.{op}: expected `alpha` and `beta` that broadcast together, got "

@@ -1,4 +1,4 @@
-"""Masks of whole pixels in shapes: lattices, cells of a grid, given boxes; bands of spectrograms."""
+"""Masks of whole pixels in shapes: lattices, cells of a grid, boxes; bands of spectrograms."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def grid_mask(
     Notes
     -----
     Each sample has its own lattice. Bytes moved: x read and y written, and a bit per pixel of a
-    sample, which is all that the backward keeps. What is hidden is replaced, so a NaN there is gone.
+    sample, which is all that the backward keeps. What is hidden is replaced: a NaN there is gone.
 
     References
     ----------

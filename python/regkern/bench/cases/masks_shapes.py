@@ -50,11 +50,12 @@ def _eager_grid(i: Inputs) -> Tensor:
         >= d // 2
         for n in x.shape[-2:]
     )
-    return x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0.0)
+    y: Tensor = x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0.0)
+    return y
 
 
 def _eager_bands(i: Inputs) -> Tensor:
-    x = i["x"]
+    x: Tensor = i["x"]
     for dim, width in ((1, 27), (1, 27), (2, 100), (2, 100)):
         n = x.shape[dim]
         size = torch.rand(x.shape[0], 1, device=x.device) * width
@@ -72,10 +73,9 @@ def _kornia_mosaic() -> Rival:
 
         def run(i: Inputs) -> Any:
             size = tuple(i["x"].shape[-2:])
-            layer = made.setdefault(
-                size, augmentation.RandomMosaic(size, p=1.0, data_keys=["input"])
-            )
-            return layer(i["x"])
+            if size not in made:
+                made[size] = augmentation.RandomMosaic(size, p=1.0, data_keys=["input"])
+            return made[size](i["x"])
 
         return run
 
@@ -86,8 +86,8 @@ def _torch(name: str, call: Any, note: str = "") -> Rival:
     return Rival(name, "torch", lambda: lambda i: call(i), note)
 
 
-_MIXED = {"cell": CELL}
-_BANDS = {"freq_masks": 2, "freq_width": 27, "time_masks": 2, "time_width": 100}
+_MIXED: dict[str, Any] = {"cell": CELL}
+_BANDS: dict[str, Any] = {"freq_masks": 2, "freq_width": 27, "time_masks": 2, "time_width": 100}
 
 CASES = (
     Case(
