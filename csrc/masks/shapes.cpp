@@ -37,6 +37,15 @@ void walk_runs(const uint32_t* bits, int64_t n, F&& f) {
   }
 }
 
+void clear_bits(uint32_t* bits, int64_t begin, int64_t end) {
+  while (begin < end) {
+    const int64_t within = begin % 32, left = 32 - within;
+    const int64_t n = end - begin < left ? end - begin : left;
+    bits[begin / 32] &= ~(low_bits(n) << within);
+    begin += n;
+  }
+}
+
 template <typename T>
 void put_fill(const MaskMixArgs& args, int64_t outer, int64_t begin, int64_t end, T* y) {
   using C = compute_t<T>;
@@ -180,20 +189,35 @@ void mosaic_adjoint_as(const MosaicArgs& args) {
 }  // namespace
 
 void shape_bits(const ShapeBitsArgs& args, Context) {
-  const int64_t words = bit_words(args.height * args.width);
-  parallel_for(args.batch, 1 + 8192 / (args.height * args.width + 1),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t b = begin; b < end; ++b) {
-                   ShapeRow row(args, b);
-                   int32_t kept = 0;
-                   for (int64_t w = 0; w < words; ++w) {
-                     const uint32_t bits = shape_word(args, &row, w);
-                     args.bits[b * words + w] = bits;
-                     kept += popcount(bits);
-                   }
-                   args.kept[b] = kept;
-                 }
-               });
+  const int64_t pixels = args.height * args.width, words = bit_words(pixels);
+  parallel_for(args.batch, 1 + 8192 / (pixels + 1), [&](int64_t begin, int64_t end) {
+    Scratch<int64_t> runs(args.width + 1);  // where hidden ones begin and end
+    for (int64_t b = begin; b < end; ++b) {
+      ShapeRow row(args, b);
+      uint32_t* const bits = args.bits + b * words;
+      memset(bits, 0xFF, static_cast<size_t>(words) * sizeof(uint32_t));
+      if (pixels % 32 != 0) bits[words - 1] = low_bits(pixels % 32);
+      int64_t count = 0, kind = -1, kept = pixels;
+      for (int64_t y = 0; y < args.height; ++y) {
+        if (row.kind_of(y) != kind) {
+          kind = row.kind_of(y);
+          count = 0;
+          bool before = true;
+          for (int64_t x = 0; x < args.width; ++x) {
+            const bool keeps = row.keeps(y, x);
+            if (keeps != before) runs[count++] = x;
+            before = keeps;
+          }
+          if (!before) runs[count++] = args.width;
+        }
+        for (int64_t k = 0; k < count; k += 2) {
+          clear_bits(bits, y * args.width + runs[k], y * args.width + runs[k + 1]);
+          kept -= runs[k + 1] - runs[k];
+        }
+      }
+      args.kept[b] = static_cast<int32_t>(kept);
+    }
+  });
 }
 
 void bands(const BandsArgs& args, Context) {

@@ -55,6 +55,14 @@ class ShapeRow {
       cos_sin_turns(static_cast<float>(args.turns * draws.uniform()), &cosine_, &sine_);
   }
 
+  // Rows of one number are alike.
+  REGKERN_HD int64_t kind_of(int64_t y) const {
+    if (args_.shape == Shape::patches) return y / args_.cell_height;
+    if (args_.shape == Shape::grid && args_.turns == 0.0)
+      return beyond(static_cast<int32_t>(y) + shift_y_) ? 1 : 0;
+    return y;
+  }
+
   REGKERN_HD bool keeps(int64_t y, int64_t x) { return hides(y, x) == args_.invert; }
 
  private:

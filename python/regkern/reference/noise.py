@@ -66,8 +66,8 @@ def noise_inject(
     dims = [d % x.dim() for d in ([shared] if isinstance(shared, int) else shared)]
     sizes = [1 if d in dims else n for d, n in enumerate(x.shape)]
     n = numbers(seed, torch.arange(math.prod(sizes)), kind).reshape(sizes)
-    scaled = (scale * n).to(x.dtype)
-    return x * (1 + scaled) if multiply else x + scaled
+    y = x.double() * (1 + scale * n) if multiply else x.double() + scale * n
+    return y.to(x.dtype)
 
 
 def diffusion_perturb(
@@ -87,14 +87,14 @@ def noise_triplet(x: Tensor, eps: float, *, seed: Tensor) -> tuple[Tensor, Tenso
     """(x_a, x_b, x_c) one after the other, and α."""
     element = torch.arange(x.numel())
     a, b = (
-        x + eps * numbers(seed, first + element, "uniform").reshape(x.shape).to(x.dtype)
+        x.double() + eps * numbers(seed, first + element, "uniform").reshape(x.shape)
         for first in (0, padded(x.numel()))
     )
     alpha = torch.tensor(
         [draws.Draws(seed, "weight", i).uniform() for i in range(x.shape[0])], dtype=torch.float64
     )
-    share = alpha.reshape(-1, *([1] * (x.dim() - 1))).to(x.dtype)
-    return torch.cat([a, b, (1 - share) * a + share * b]), alpha
+    share = alpha.reshape(-1, *([1] * (x.dim() - 1)))
+    return torch.cat([a, b, (1 - share) * a + share * b]).to(x.dtype), alpha
 
 
 def feature_jitter(f: Tensor, strength: float = 1.0, *, seed: Tensor) -> Tensor:
