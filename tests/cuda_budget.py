@@ -145,6 +145,8 @@ WIDE_ACCESSES = {
     r"\bmask_apply_kernel<float, 4, false, false, unsigned int>": 4,
     r"\bdropout_kernel<float, false>": 2,
     r"\bdropout_kernel<regkern::bfloat16, false>": 1,
+    r"\bmask_mix_kernel<float>": 2,
+    r"\bmask_mix_kernel<regkern::bfloat16>": 1,
     r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned short, 8, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned int, 4, false, unsigned int>": 4,
