@@ -15,6 +15,11 @@ EXCEPTIONS = {
     r"\b(planes|chunks)_kernel\(": 80,
     # Gamma variates in double: a thread per sample, far fewer threads than the device holds.
     r"\bmix_params_kernel\(": 96,
+    # Gamma variates in double, as above: coarse grids.
+    r"\bbeta_noise_kernel\(": 80,
+    # Eight doubles a thread with one or two numbers each; two blocks fit.
+    r"\bnoise_inject_kernel<double": 96,
+    r"\bnoise_triplet_kernel<double": 80,
     # Noise, residual and ReLU on 64-bit indices: tensors of 2³¹ elements and more alone.
     r"\bmask_apply_kernel<[^>]*true, long>": 80,
     # Tensors of 2³⁰ elements and more alone: 64-bit divisions for blocks, rows and runs.
@@ -142,6 +147,8 @@ WIDE_ACCESSES = {
     r"\bdropout_kernel<float, false>": 2,
     r"\bdropout_kernel<regkern::bfloat16, false>": 1,
     r"\bpatch_copy_kernel<uint4>": 4,
+    r"\bmask_mix_kernel<float>": 2,
+    r"\bmask_mix_kernel<regkern::bfloat16>": 1,
     r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned short, 8, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned int, 4, false, unsigned int>": 4,
