@@ -326,6 +326,7 @@ def test_same_bits_for_any_number_of_threads(sample: Sample) -> None:
 # Test modules with a `record()` of calls that no sample makes: lists, optimizers, odd lengths.
 RECORDERS = (
     "test_contract_lists",
+    "test_noise_inject",
     "test_patches",
     "test_proximal_complex",
     "test_proximal_groups",
