@@ -50,12 +50,14 @@ HeldPairs pairs_of(const Checks& check, const Tensor& rows, const Tensor& panels
   check.same_device(panels, "panels", rows);
   check.dtype(panels, "panels", rows.scalar_type(), "of `rows`");
   check.shape(panels, "panels", {p.batch, point_panels(p.m), p.d, kPointPanel});
+  held.panels = plain(panels);
+  check.that(reinterpret_cast<std::uintptr_t>(held.panels.const_data_ptr()) % 16 == 0,
+             "`panels` aligned to 16 bytes", "a view that is not");
   if (row_terms.has_value())
     held.row_terms = check_numbers(check, *row_terms, "row_terms", rows, {p.batch, p.n});
   if (column_terms.has_value())
     held.column_terms = check_numbers(check, *column_terms, "column_terms", rows, {p.batch, p.m});
   held.rows = plain(rows);
-  held.panels = plain(panels);
   held.bias = new_tensor(rows, {p.batch, point_panels(p.m) * kPointPanel}, rows.scalar_type());
   p.rows = held.rows.const_data_ptr();
   p.panels = held.panels.const_data_ptr();
@@ -98,8 +100,8 @@ Tensor points_softmin(const Tensor& rows, const Tensor& panels, const MaybeTenso
                                 eps, kernel, factor);
   const PointPairs& p = side.held.pairs;
   const Tensor out = new_tensor(rows, {p.batch, p.n}, ScalarType::Double);
-  backend::transport_points_softmin(PointSoftminArgs{p, nullptr, nullptr, mutable_data<double>(out)},
-                                    OnDevice(rows));
+  backend::transport_points_softmin(
+      PointSoftminArgs{p, nullptr, nullptr, mutable_data<double>(out)}, OnDevice(rows));
   return out;
 }
 
@@ -169,7 +171,7 @@ class PointTransform : public Transform {
     const int64_t padded = point_panels(m) * kPointPanel;
     scratch_ = {scratch(n), scratch(n), scratch(padded), scratch(padded),
                 scratch(point_chunks(n) * padded)};
-    again_ = new_tensor(like, {batch * m}, ScalarType::Byte);
+    again_ = new_tensor(like, {batch * (n > m ? n : m)}, ScalarType::Byte);
   }
 
   void softmin(Side side, const Sweep& sweep) override {

@@ -75,8 +75,8 @@ void softmin_as(const PointSoftminArgs& args) {
     for (int64_t panel = 0; panel < side.count; ++panel) {
       const C* const bias = side.bias + panel * kPointPanel;
       for (int64_t r = 0; r < rows; r += kRows) {
-        add_dimensions<kKernel, kRows>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel, p.d,
-                                sums);
+        add_dimensions<kKernel, kRows>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel,
+                                       p.d, sums);
         const int64_t count = rows - r < kRows ? rows - r : int64_t{kRows};
         for (int64_t k = 0; k < count; ++k)
           add_panel<kKernel>(bias, sums + k * kPointPanel, side.scale, most + (r + k) * kPointLanes,
@@ -109,8 +109,8 @@ void argmax_as(const PointArgmaxArgs& args) {
     for (int64_t panel = 0; panel < side.count; ++panel) {
       const C* const bias = side.bias + panel * kPointPanel;
       for (int64_t r = 0; r < rows; r += kRows) {
-        add_dimensions<kKernel, kRows>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel, p.d,
-                                sums);
+        add_dimensions<kKernel, kRows>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel,
+                                       p.d, sums);
         for (int64_t k = 0; k < kRows && r + k < rows; ++k)
           for (int g = 0; g < kPointGroups; ++g) {
             C* const top = most + (r + k) * kPointLanes;
@@ -162,8 +162,8 @@ void apply_as(const PointApplyArgs& args) {
       for (int64_t r = 0; r < rows; r += kRows) {
         const int64_t count = rows - r < kRows ? rows - r : int64_t{kRows};
         for (int64_t panel = 0; panel < panels; ++panel) {
-          add_dimensions<kKernel, kRows>(x.data() + r * p.d,
-                                  side.panels + (first + panel) * p.d * kPointPanel, p.d, sums);
+          add_dimensions<kKernel, kRows>(
+              x.data() + r * p.d, side.panels + (first + panel) * p.d * kPointPanel, p.d, sums);
           const C* const bias = side.bias + (first + panel) * kPointPanel;
           for (int64_t k = 0; k < count; ++k) {
             const C mine = row_bias<C>(args, batch, row + r + k);

@@ -35,8 +35,8 @@ namespace regkern::transport {
 constexpr int kPointLanes = 32, kPointGroups = 4, kPointPanel = kPointLanes * kPointGroups,
               kPointStretch = 8;
 
-// What is made of two points. The sum of squares costs a subtraction more than a product, and has no
-// terms that cancel.
+// What is made of two points. The sum of squares costs a subtraction more than a product, and has
+// no terms that cancel.
 enum class PointKernel { product, distance, square };
 
 // A side of the plan as the other side sees it: n rows, m columns, d dimensions. What there is of

@@ -103,12 +103,11 @@ class Full {
     const C scale = pair_scale<C>(p_, batch);
     const C* const shift = static_cast<const C*>(args_.column_shift) + batch * padded_;
     const C* const weight = static_cast<const C*>(args_.column_weight) + batch * padded_;
-    const C* const panels =
-        static_cast<const C*>(p_.panels) + batch * panels_ * p_.d * kPointPanel;
+    const C* const panels = static_cast<const C*>(p_.panels) + batch * panels_ * p_.d * kPointPanel;
     C products[kSub * kPointPanel], own[kManyRows], lanes[kManyRows * kPointLanes] = {};
+    bool moves[kManyRows] = {};
     for (int64_t r = 0; r < group_; ++r)
-      own[r] = r < rows ? static_cast<C>(shift_before(batch, row + r))
-                        : -static_cast<C>(__builtin_inf());
+      own[r] = r < rows ? shift_before<C>(args_, batch, row + r) : -static_cast<C>(__builtin_inf());
     for (int64_t r = 0; r < rows; r += kSub)
       pack_rows<kKernel, kSub>(p_, batch, row + r, rows - r, scale, x + r * p_.d);
     for (int64_t panel = 0; panel < panels_; ++panel) {
@@ -116,46 +115,47 @@ class Full {
       for (int64_t r = 0; r < rows; r += kSub) {
         add_dimensions<kKernel, kSub>(x + r * p_.d, panels + at * p_.d, p_.d, products);
         for (int k = 0; k < kSub; ++k)
-          panel_powers<kKernel, true>(own[r + k], shift + at, weight + at,
-                                      products + k * kPointPanel, scale,
-                                      lanes + (r + k) * kPointLanes,
-                                      powers + (r + k) * stride_ + at);
+          panel_powers<kKernel, true>(
+              own[r + k], shift + at, weight + at, products + k * kPointPanel, scale,
+              lanes + (r + k) * kPointLanes, powers + (r + k) * stride_ + at);
       }
     }
     const double eps = p_.eps[batch];
+    bool moved = false;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = row + r;
       const double sum = static_cast<double>(fold(lanes + r * kPointLanes));
-      const C* const block = x + r / kSub * kSub * p_.d;
       double raw;
       if (point_sum_holds<C>(sum)) {
-        const double* const term =
-            p_.row_terms == nullptr ? nullptr : p_.row_terms + batch * p_.n + i;
-        raw = point_potential(term, own[r], sum, eps);
+        raw = point_potential(row_term(p_, batch * p_.n + i), own[r], sum, eps);
       } else {
         for (int64_t j = 0; j < padded_ && !*biased; ++j) bias[j] = column_bias<C>(p_, batch, j);
         *biased = true;
-        raw = softmin_again(batch, i, block, static_cast<int>(r % kSub), panels, bias, scale);
+        raw = softmin_again(batch, i, x + r / kSub * kSub * p_.d, static_cast<int>(r % kSub),
+                            panels, bias, scale);
       }
       const PointRow<C> found = point_row<C>(args_, batch, i, raw, own[r]);
       args_.f_raw[batch * p_.n + i] = found.raw;
       args_.f_next[batch * p_.n + i] = found.next;
       weights[r] = found.weight;
-      if (found.shift == own[r]) continue;
-      for (int64_t panel = 0; panel < panels_; ++panel) {
-        const int64_t at = panel * kPointPanel;
-        add_dimensions<kKernel, kSub>(block, panels + at * p_.d, p_.d, products);
-        panel_powers<kKernel, false>(found.shift, shift + at, weight + at,
-                                     products + r % kSub * kPointPanel, scale, lanes,
-                                     powers + r * stride_ + at);
+      moves[r] = !(found.shift == own[r]);
+      moved = moved || moves[r];
+      own[r] = found.shift;
+    }
+    for (int64_t panel = 0; panel < panels_ && moved; ++panel) {
+      const int64_t at = panel * kPointPanel;
+      for (int64_t r = 0; r < rows; r += kSub) {
+        bool any = false;
+        for (int k = 0; k < kSub; ++k) any = any || moves[r + k];
+        if (!any) continue;
+        add_dimensions<kKernel, kSub>(x + r * p_.d, panels + at * p_.d, p_.d, products);
+        for (int k = 0; k < kSub; ++k)
+          if (moves[r + k])
+            panel_powers<kKernel, false>(own[r + k], shift + at, weight + at,
+                                         products + k * kPointPanel, scale, lanes,
+                                         powers + (r + k) * stride_ + at);
       }
     }
-  }
-
-  double shift_before(int64_t batch, int64_t i) const {
-    const int64_t at = batch * p_.n + i;
-    const double* const term = p_.row_terms == nullptr ? nullptr : p_.row_terms + at;
-    return point_shift(args_.f[at], term, p_.eps[batch]);
   }
 
   double softmin_again(int64_t batch, int64_t i, const C* x, int place, const C* panels,

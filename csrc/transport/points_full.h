@@ -17,8 +17,8 @@
 // on. A row that moves far is shifted by where it went before the columns add it up. u and v are
 // rounded; of rows that cancels, and columns have the rest in their weights.
 //
-// Orders: a row adds b_j e_ij by lanes as everywhere in points.h, columns add four rows in pairs and
-// these fours one after the other; chunks of rows are added in double.
+// Orders: a row adds b_j e_ij by lanes as everywhere in points.h, columns add four rows in pairs
+// and these fours one after the other; chunks of rows are added in double.
 
 namespace regkern::transport {
 
@@ -35,16 +35,17 @@ REGKERN_HD int64_t point_chunks(int64_t n) {
 }
 
 struct PointFullArgs {
-  PointPairs rows;       // x as rows and y as columns, with b and g
-  PointPairs columns;    // the other way round, with a and f_next
-  const uint8_t* done;   // (B)
-  const double* f;       // (B, n)
-  const double* rho_a;   // (B)
-  const double* omega;   // (B)
+  PointPairs rows;         // x as rows and y as columns, with b and g
+  PointPairs columns;      // the other way round, with a and f_next
+  const uint8_t* done;     // (B)
+  const double* f;         // (B, n)
+  const double* rho_a;     // (B)
+  const double* omega;     // (B)
   double *f_raw, *f_next;  // (B, n)
   double* g_raw;           // (B, m)
   // Scratch of the compute type: u and w (B, n), v and weights (B, ⌈m / kPointPanel⌉ kPointPanel),
-  // sums of chunks (B, point_chunks(n), the same); and which columns are computed again (B, m).
+  // sums of chunks (B, point_chunks(n), the same); and which rows or
+  // columns are computed again (B, max(n, m)).
   void *row_shift, *row_weight, *column_shift, *column_weight, *partials;
   uint8_t* again;
 };
@@ -53,7 +54,7 @@ template <typename C>
 struct PointSum;
 template <>
 struct PointSum<float> {
-  static constexpr double kLeast = 8.271806125530277e-25, kMost = 1.2676506002282294e30;
+  static constexpr double kLeast = 3.552713678800501e-15, kMost = 1.2676506002282294e30;
 };
 template <>
 struct PointSum<double> {
@@ -66,8 +67,8 @@ REGKERN_HD bool point_sum_holds(double sum) {
 }
 
 // What is cut, 2⁻¹²⁷, stays below the rounding errors of the least sum that holds when it is
-// multiplied by e¹².
-constexpr double kFarPoint = 12.0;
+// multiplied by e²⁴ ≈ 2³⁵.
+constexpr double kFarPoint = 24.0;
 
 // Where a point without partners is, powers are 0.
 REGKERN_HD double point_shift(double potential, const double* term, double eps) {
@@ -87,12 +88,22 @@ REGKERN_HD PointColumn<C> point_column(const PointPairs& p, int64_t batch, int64
   const double* const term = p.column_terms == nullptr ? nullptr : p.column_terms + at;
   const double infinity = __builtin_inf(), potential = p.potential[at];
   // A column without partners before may have some now.
-  const double exact =
-      potential == infinity ? 0.0 : point_shift(potential, term, p.eps[batch]);
+  const double exact = potential == infinity ? 0.0 : point_shift(potential, term, p.eps[batch]);
   const C shift = static_cast<C>(exact);
   const double rest = is_finite(exact) ? (exact - static_cast<double>(shift)) * kLn2 : 0.0;
   const double weight = p.weights[at] + p.weights[at] * rest;
   return {shift, potential == infinity ? C(0) : static_cast<C>(weight)};
+}
+
+REGKERN_HD const double* row_term(const PointPairs& p, int64_t at) {
+  return p.row_terms == nullptr ? nullptr : p.row_terms + at;
+}
+
+// u of a row before the iteration.
+template <typename C>
+REGKERN_HD C shift_before(const PointFullArgs& a, int64_t batch, int64_t i) {
+  const int64_t at = batch * a.rows.n + i;
+  return static_cast<C>(point_shift(a.f[at], row_term(a.rows, at), a.rows.eps[batch]));
 }
 
 template <typename C>
@@ -108,8 +119,7 @@ REGKERN_HD PointRow<C> point_row(const PointFullArgs& a, int64_t batch, int64_t 
   const double infinity = __builtin_inf(), eps = a.rows.eps[batch];
   const int64_t at = batch * a.rows.n + i;
   const double next = relaxed(a.f[at], raw, damping_of(a.rho_a[batch], eps), a.omega[batch]);
-  const double* const term = a.rows.row_terms == nullptr ? nullptr : a.rows.row_terms + at;
-  const double there = point_shift(next, term, eps);
+  const double there = point_shift(next, row_term(a.rows, at), eps);
   double apart = (there - static_cast<double>(shift)) * kLn2;
   if (!(apart <= kFarPoint && apart >= -kFarPoint)) {
     shift = static_cast<C>(there);

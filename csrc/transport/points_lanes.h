@@ -133,7 +133,8 @@ inline void add_panel(const C* bias, const C* sums, C scale, C* most, C* lanes) 
 #pragma GCC unroll 2
   for (int l = 0; l < kPointLanes; l += kW) {
     const auto at = [=](int g) {
-      return exponents_of<kKernel>(load(bias + g * kPointLanes + l), load(sums + g * kPointLanes + l), scale);
+      return exponents_of<kKernel>(load(bias + g * kPointLanes + l),
+                                   load(sums + g * kPointLanes + l), scale);
     };
     const V e0 = at(0), e1 = at(1), e2 = at(2), e3 = at(3), before = load(most + l);
     const V top = greater(greater(greater(e0, e1), greater(e2, e3)), before);
