@@ -42,10 +42,10 @@ __global__ void __launch_bounds__(kThreads, 4)
   RK_SHARED(C, shifts, kAll);
   if (thread < kAll && row + thread < p.n)
     shifts[thread] = shift_before<C>(args, batch, row + thread);
+  __syncthreads();
   C lanes[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) lanes[r] = C(0);
-  // The barriers of the walk are between the shifts and their use.
   for_each_panel<kKernel, C>(p, batch, row, ys, xs, [&](int64_t panel, C(&e)[kRows][kPointGroups]) {
 #pragma unroll
     for (int g = 0; g < kPointGroups; ++g) {
