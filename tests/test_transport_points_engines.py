@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from recording import Call, Recorder
 from regkern.reference.transport import dense as dense_reference
 from regkern.reference.transport import points as reference
 from regkern.transport.points import PointCost
@@ -26,7 +27,17 @@ def close(a: Tensor, b: Tensor, tol: float = 1e-10) -> None:
     torch.testing.assert_close(a.double(), b.double(), rtol=tol, atol=tol)
 
 
-# ---- the fused iteration ----
+def record() -> list[Call]:
+    """Solves by every kernel, in which rows and columns are done over or not."""
+    with Recorder() as recorder:
+        for d, cost_fn in ((3, "sqeuclidean"), (3, "euclidean"), (9, "sqeuclidean")):
+            for dtype, eps in ((torch.float32, 1e-2), (torch.float32, 1.0), (DOUBLE, 1e-3)):
+                x, y = draw(2, 35, d, dtype=dtype), 3.0 + draw(2, 133, d, salt=1, dtype=dtype)
+                sinkhorn(x=x, y=y, eps=eps, cost_fn=cost_fn, tol=None, max_iter=2)
+    return recorder.calls
+
+
+# ---- whole iterations ----
 
 
 @pytest.mark.parametrize("cost_fn", ["sqeuclidean", "euclidean", "cosine"])
