@@ -50,9 +50,11 @@ class Full {
     parallel_for(p_.batch * chunks_, 1 + (int64_t{1} << 14) / (chunk_ * padded_ + 1),
                  [&](int64_t begin, int64_t end) {
                    const Scratch<C> powers(group_ * stride_), x(group_ * p_.d), bias(padded_);
+                   const Scratch<C> slice(2 * kWidth<C> * p_.d);
                    for (int64_t task = begin; task < end; ++task) {
                      const int64_t batch = task / chunks_;
-                     if (!done(batch)) add_chunk(batch, task % chunks_, powers, x, bias.data());
+                     if (!done(batch))
+                       add_chunk(batch, task % chunks_, powers, x, bias.data(), slice.data());
                    }
                  });
     parallel_for(p_.batch * p_.m, 1 << 10, [&](int64_t begin, int64_t end) {
@@ -84,7 +86,7 @@ class Full {
   }
 
   void add_chunk(int64_t batch, int64_t chunk, const Scratch<C>& powers, const Scratch<C>& x,
-                 C* bias) const {
+                 C* bias, C* slice) const {
     const int64_t first = chunk * chunk_, end = first + chunk_ < p_.n ? first + chunk_ : p_.n;
     C* const sums = static_cast<C*>(args_.partials) + (batch * chunks_ + chunk) * padded_;
     memset(sums, 0, static_cast<size_t>(padded_) * sizeof(C));
@@ -92,19 +94,19 @@ class Full {
     for (int64_t row = first; row < end; row += group_) {
       const int64_t rows = end - row < group_ ? end - row : group_;
       C weights[kManyRows] = {};
-      add_rows(batch, row, rows, powers.data(), x.data(), bias, &biased, weights);
-      add_columns(powers.data(), weights, (rows + 3) / 4 * 4, sums);
+      add_rows(batch, row, rows, powers.data(), x.data(), bias, &biased, slice, weights);
+      join_columns(powers.data(), weights, (rows + 3) / 4 * 4, sums);
     }
   }
 
   // Sums of `rows` rows and their powers, as what they enter the columns.
   void add_rows(int64_t batch, int64_t row, int64_t rows, C* powers, C* x, C* bias, bool* biased,
-                C* weights) const {
+                C* slice, C* weights) const {
     const C scale = pair_scale<C>(p_, batch);
     const C* const shift = static_cast<const C*>(args_.column_shift) + batch * padded_;
     const C* const weight = static_cast<const C*>(args_.column_weight) + batch * padded_;
     const C* const panels = static_cast<const C*>(p_.panels) + batch * panels_ * p_.d * kPointPanel;
-    C products[kSub * kPointPanel], own[kManyRows], lanes[kManyRows * kPointLanes] = {};
+    C products[kManyRows * kPointPanel], own[kManyRows], lanes[kManyRows * kPointLanes] = {};
     bool moves[kManyRows] = {};
     for (int64_t r = 0; r < group_; ++r)
       own[r] = r < rows ? shift_before<C>(args_, batch, row + r) : -static_cast<C>(__builtin_inf());
@@ -112,13 +114,10 @@ class Full {
       pack_rows<kKernel, kSub>(p_, batch, row + r, rows - r, scale, x + r * p_.d);
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t at = panel * kPointPanel;
-      for (int64_t r = 0; r < rows; r += kSub) {
-        add_dimensions<kKernel, kSub>(x + r * p_.d, panels + at * p_.d, p_.d, products);
-        for (int k = 0; k < kSub; ++k)
-          panel_powers<kKernel, true>(
-              own[r + k], shift + at, weight + at, products + k * kPointPanel, scale,
-              lanes + (r + k) * kPointLanes, powers + (r + k) * stride_ + at);
-      }
+      add_group(x, panels + at * p_.d, rows, slice, products);
+      for (int64_t r = 0; r < (rows + kSub - 1) / kSub * kSub; ++r)
+        panel_powers<kKernel, true>(own[r], shift + at, weight + at, products + r * kPointPanel,
+                                    scale, lanes + r * kPointLanes, powers + r * stride_ + at);
     }
     const double eps = p_.eps[batch];
     bool moved = false;
@@ -158,6 +157,27 @@ class Full {
     }
   }
 
+  // A panel's columns lie far apart from one dimension to the next, in few sets of the cache: two
+  // vectors of them at a time move to where they are side by side, for all rows.
+  void add_group(const C* x, const C* panel, int64_t rows, C* slice, C* products) const {
+    constexpr int kW = kWidth<C>;
+    for (int column = 0; column < kPointPanel; column += 2 * kW) {
+      const C* y = panel + column;
+      int64_t stride = kPointPanel;
+      if (group_ == kManyRows) {
+        for (int64_t k = 0; k < p_.d; ++k) {
+          store(slice + k * 2 * kW, load(y + k * stride));
+          store(slice + k * 2 * kW + kW, load(y + k * stride + kW));
+        }
+        y = slice;
+        stride = 2 * kW;
+      }
+      for (int64_t r = 0; r < rows; r += kSub)
+        add_columns<kKernel, kSub>(x + r * p_.d, y, stride, p_.d,
+                                   products + r * kPointPanel + column);
+    }
+  }
+
   double softmin_again(int64_t batch, int64_t i, const C* x, int place, const C* panels,
                        const C* bias, C scale) const {
     C products[kSub * kPointPanel], most[kPointLanes], lanes[kPointLanes] = {};
@@ -171,7 +191,7 @@ class Full {
   }
 
   // sums ← sums + Σ w_r e_r, four rows after four.
-  void add_columns(const C* powers, const C* weights, int64_t rows, C* sums) const {
+  void join_columns(const C* powers, const C* weights, int64_t rows, C* sums) const {
     constexpr int kW = kWidth<C>;
     for (int64_t r = 0; r < rows; r += 4) {
       const C *const e0 = powers + r * stride_, *const e1 = e0 + stride_, *const e2 = e1 + stride_,

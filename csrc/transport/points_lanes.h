@@ -75,39 +75,44 @@ inline void pack_rows(const PointPairs& p, int64_t batch, int64_t i, int64_t cou
     }
 }
 
-// The sums over the dimensions of kRows rows with a panel: sums[r kPointPanel + column].
+// The sums over the dimensions of kRows rows with two vectors of columns, `stride` from one
+// dimension to the next: to sums[r kPointPanel …].
 template <PointKernel kKernel, int kRows, typename C>
-inline void add_dimensions(const C* x, const C* panel, int64_t d, C* sums) {
+inline void add_columns(const C* x, const C* y, int64_t stride, int64_t d, C* sums) {
   constexpr int kW = kWidth<C>;
-  for (int column = 0; column < kPointPanel; column += 2 * kW) {
-    Vec<C> first[kRows], second[kRows];
+  Vec<C> first[kRows], second[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    first[r] = Vec<C>{};
+    second[r] = Vec<C>{};
+  }
+  for (int64_t k = 0; k < d; ++k) {
+    const Vec<C> y0 = load(y + k * stride), y1 = load(y + k * stride + kW);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      first[r] = Vec<C>{};
-      second[r] = Vec<C>{};
-    }
-    for (int64_t k = 0; k < d; ++k) {
-      const Vec<C> y0 = load(panel + k * kPointPanel + column);
-      const Vec<C> y1 = load(panel + k * kPointPanel + column + kW);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const C value = x[k * kRows + r];
-        if constexpr (kKernel == PointKernel::product) {
-          first[r] += value * y0;
-          second[r] += value * y1;
-        } else {
-          const Vec<C> t0 = value - y0, t1 = value - y1;
-          first[r] += t0 * t0;
-          second[r] += t1 * t1;
-        }
+      const C value = x[k * kRows + r];
+      if constexpr (kKernel == PointKernel::product) {
+        first[r] += value * y0;
+        second[r] += value * y1;
+      } else {
+        const Vec<C> t0 = value - y0, t1 = value - y1;
+        first[r] += t0 * t0;
+        second[r] += t1 * t1;
       }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      store(sums + r * kPointPanel + column, first[r]);
-      store(sums + r * kPointPanel + column + kW, second[r]);
-    }
   }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    store(sums + r * kPointPanel, first[r]);
+    store(sums + r * kPointPanel + kW, second[r]);
+  }
+}
+
+// The same with all columns of a panel.
+template <PointKernel kKernel, int kRows, typename C>
+inline void add_dimensions(const C* x, const C* panel, int64_t d, C* sums) {
+  for (int column = 0; column < kPointPanel; column += 2 * kWidth<C>)
+    add_columns<kKernel, kRows>(x, panel + column, kPointPanel, d, sums + column);
 }
 
 template <typename V>
