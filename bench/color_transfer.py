@@ -82,8 +82,8 @@ def main() -> None:
 def pot(x: Tensor, y: Tensor, eps: float, iterations: int) -> None:
     from ot.bregman import empirical_sinkhorn
 
-    # Iterations cost the same; a tenth of them is measured.
-    some = max(1, iterations // 10)
+    # Iterations cost the same: two of them are measured.
+    some = 2
     for batch in (256, 1024):
         before, start = peak_megabytes(), time.perf_counter()
         settings: dict[str, Any] = {"numIterMax": some, "stopThr": 0.0, "warn": False}

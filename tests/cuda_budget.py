@@ -127,6 +127,9 @@ EXCEPTIONS = {
     # Eight rows by four columns of sums, and maximum and sum of each row: the more rows share a
     # column, the fewer reads of shared memory there are for a product.
     r"\bpoints_(softmin|argmax)_kernel<": 128,
+    r"\bpoints_rows_kernel<": 128,
+    # A column by sixteen rows, likewise.
+    r"\bpoints_columns_kernel<": 96,
     # As above, with two rows by four columns, and 64-bit places in five tensors.
     r"\bpoints_apply_kernel<": 112,
     # A column's state in double, four rows in flight; divisions are calls. Two blocks of 256

@@ -4,6 +4,7 @@
 #include "core/op.h"
 #include "transport/partial_solve.h"
 #include "transport/points.h"
+#include "transport/points_full.h"
 #include "transport/solve.h"
 
 // Transport between clouds of points, one side at a time.
@@ -31,7 +32,7 @@ Tensor check_numbers(const Checks& check, const Tensor& t, const char* name, con
 // rows (B, n, d) against m columns in panels.
 HeldPairs pairs_of(const Checks& check, const Tensor& rows, const Tensor& panels, int64_t m,
                    const MaybeTensor& row_terms, const MaybeTensor& column_terms,
-                   const std::string& kernel, double factor) {
+                   const std::string& kernel, double factor, bool squares = false) {
   HeldPairs held;
   PointPairs& p = held.pairs;
   const Dtype dtype = check.floating(rows, "rows");
@@ -39,7 +40,9 @@ HeldPairs pairs_of(const Checks& check, const Tensor& rows, const Tensor& panels
              "`rows` of dtype float32 or float64", "another");
   check.that(rows.dim() == 3, "`rows` of three dimensions", sizes_name(rows));
   p.wide = dtype == Dtype::float64;
-  p.kernel = static_cast<PointKernel>(check.one_of(kernel, "kernel", {"product", "distance"}));
+  p.kernel = static_cast<PointKernel>(
+      squares ? check.one_of(kernel, "kernel", {"product", "distance", "square"})
+              : check.one_of(kernel, "kernel", {"product", "distance"}));
   p.factor = factor;
   p.batch = rows.size(0);
   p.n = rows.size(1);
@@ -48,12 +51,14 @@ HeldPairs pairs_of(const Checks& check, const Tensor& rows, const Tensor& panels
   check.same_device(panels, "panels", rows);
   check.dtype(panels, "panels", rows.scalar_type(), "of `rows`");
   check.shape(panels, "panels", {p.batch, point_panels(p.m), p.d, kPointPanel});
+  held.panels = plain(panels);
+  check.that(reinterpret_cast<std::uintptr_t>(held.panels.const_data_ptr()) % 16 == 0,
+             "`panels` aligned to 16 bytes", "a view that is not");
   if (row_terms.has_value())
     held.row_terms = check_numbers(check, *row_terms, "row_terms", rows, {p.batch, p.n});
   if (column_terms.has_value())
     held.column_terms = check_numbers(check, *column_terms, "column_terms", rows, {p.batch, p.m});
   held.rows = plain(rows);
-  held.panels = plain(panels);
   held.bias = new_tensor(rows, {p.batch, point_panels(p.m) * kPointPanel}, rows.scalar_type());
   p.rows = held.rows.const_data_ptr();
   p.panels = held.panels.const_data_ptr();
@@ -96,8 +101,8 @@ Tensor points_softmin(const Tensor& rows, const Tensor& panels, const MaybeTenso
                                 eps, kernel, factor);
   const PointPairs& p = side.held.pairs;
   const Tensor out = new_tensor(rows, {p.batch, p.n}, ScalarType::Double);
-  backend::transport_points_softmin(PointSoftminArgs{p, nullptr, mutable_data<double>(out)},
-                                    OnDevice(rows));
+  backend::transport_points_softmin(
+      PointSoftminArgs{p, nullptr, nullptr, mutable_data<double>(out)}, OnDevice(rows));
   return out;
 }
 
@@ -151,7 +156,6 @@ std::tuple<Tensor, Tensor> points_apply(const Tensor& rows, const Tensor& panels
   return {sums, out};
 }
 
-// The two sides of the pairs are streamed one after the other.
 class PointTransform : public Transform {
  public:
   PointTransform(const HeldPairs& rows, const HeldPairs& columns, const Tensor& a, const Tensor& b,
@@ -161,17 +165,51 @@ class PointTransform : public Transform {
         columns_(columns) {
     rows_.pairs.weights = const_data<double>(b);
     columns_.pairs.weights = const_data<double>(a);
+    const Tensor& like = rows.rows;
+    const auto scratch = [&](int64_t size) {
+      return new_tensor(like, {batch * size}, like.scalar_type());
+    };
+    const int64_t padded = point_panels(m) * kPointPanel;
+    scratch_ = {scratch(n), scratch(n), scratch(padded), scratch(padded),
+                scratch(point_chunks(n) * padded)};
+    again_ = new_tensor(like, {batch * (n > m ? n : m)}, ScalarType::Byte);
   }
 
   void softmin(Side side, const Sweep& sweep) override {
-    PointSoftminArgs args{(side == Side::rows ? rows_ : columns_).pairs, sweep.done, sweep.to};
+    PointSoftminArgs args{(side == Side::rows ? rows_ : columns_).pairs, sweep.done, nullptr,
+                          sweep.to};
     args.pairs.potential = sweep.from;
     args.pairs.eps = sweep.eps;
     backend::transport_points_softmin(args, context);
   }
 
+  void full(const Iteration& it) override {
+    PointFullArgs args{};
+    args.rows = rows_.pairs;
+    args.columns = columns_.pairs;
+    args.rows.potential = it.g;
+    args.columns.potential = it.f_next;
+    args.rows.eps = args.columns.eps = it.eps;
+    args.done = it.done;
+    args.f = it.f;
+    args.rho_a = it.rho_a;
+    args.omega = it.omega;
+    args.f_raw = it.f_raw;
+    args.f_next = it.f_next;
+    args.g_raw = it.g_raw;
+    args.row_shift = scratch_[0].mutable_data_ptr();
+    args.row_weight = scratch_[1].mutable_data_ptr();
+    args.column_shift = scratch_[2].mutable_data_ptr();
+    args.column_weight = scratch_[3].mutable_data_ptr();
+    args.partials = scratch_[4].mutable_data_ptr();
+    args.again = mutable_data<uint8_t>(again_);
+    backend::transport_points_full(args, context);
+  }
+
  private:
   HeldPairs rows_, columns_;
+  std::vector<Tensor> scratch_;
+  Tensor again_;
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> points_solve(
@@ -183,8 +221,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> points_solve(
   const Checks check("transport_points_solve");
   check.that(x.dim() == 3 && y.dim() == 3, "`x` and `y` of three dimensions", sizes_name(x));
   const int64_t n = x.size(1), m = y.size(1);
-  const HeldPairs rows = pairs_of(check, x, y_panels, m, x_terms, y_terms, kernel, factor);
-  const HeldPairs columns = pairs_of(check, y, x_panels, n, y_terms, x_terms, kernel, factor);
+  const HeldPairs rows = pairs_of(check, x, y_panels, m, x_terms, y_terms, kernel, factor, true);
+  const HeldPairs columns = pairs_of(check, y, x_panels, n, y_terms, x_terms, kernel, factor, true);
   const Problem problem{x, a, b, rho, eps, eps_start, f, g};
   check_problem(check, problem, x.size(0), n, m);
   const Settings settings{

@@ -1,14 +1,10 @@
-#include "transport/points.h"
-
 #include <cstring>
 
 #include "core/parallel.h"
-#include "core/registers.h"
+#include "transport/points_lanes.h"
 
 namespace regkern::REGKERN_ISA {
 namespace {
-
-using namespace transport;
 
 // Rows that share what a panel is read for: their sums fill the registers.
 constexpr int kRows = kRegisterBytes == 64 ? 8 : kRegisterBytes == 32 ? 6 : 4;
@@ -17,164 +13,18 @@ constexpr int kGroup = kRows * (32 / kRows + (32 % kRows != 0));
 constexpr int64_t kGrain = int64_t{1} << 16;  // pairs of a task, times dimensions
 
 template <typename C>
-constexpr int kWidth = kRegisterBytes / static_cast<int>(sizeof(C));
-template <typename C>
-struct VectorOf {
-  typedef C type __attribute__((vector_size(kRegisterBytes)));
-  typedef C Unaligned __attribute__((vector_size(kRegisterBytes), aligned(alignof(C)), may_alias));
-};
-template <typename C>
-using Vec = typename VectorOf<C>::type;
-
-template <typename C>
-inline Vec<C> load(const C* from) {
-  return *reinterpret_cast<const typename VectorOf<C>::Unaligned*>(from);
-}
-template <typename C>
-inline void store(C* to, const Vec<C>& x) {
-  *reinterpret_cast<typename VectorOf<C>::Unaligned*>(to) = x;
-}
-
-// 2ˣ lane by lane, as power_of_two_at has it. Loops over lanes come out of gcc with branches made
-// into blends of both results, which take twice as long.
-inline Vec<float> powers_of(Vec<float> x) {
-  typedef uint32_t Bits __attribute__((vector_size(kRegisterBytes)));
-  const Vec<float> low = Vec<float>{} - 127.0f, high = Vec<float>{} + 128.0f;
-  x = x < low ? low : x;
-  return power_of_two_float<Vec<float>, Bits>(x > high ? high : x);
-}
-inline Vec<double> powers_of(Vec<double> x) {
-  typedef uint64_t Bits __attribute__((vector_size(kRegisterBytes)));
-  const Vec<double> low = Vec<double>{} - 1023.0, high = Vec<double>{} + 1024.0;
-  x = x < low ? low : x;
-  return power_of_two_double<Vec<double>, Bits>(x > high ? high : x);
-}
-
-template <typename M>
-inline bool any_of(const M& mask) {
-  M all = mask;
-  constexpr int kCount = static_cast<int>(sizeof(M) / sizeof(mask[0]));
-  int64_t any = 0;
-  uint64_t words[sizeof(M) / 8];
-  static_assert(kCount > 0);
-  memcpy(words, &all, sizeof(M));
-  for (uint64_t w : words) any |= static_cast<int64_t>(w);
-  return any != 0;
-}
-
-template <typename V>
-inline V greater(const V& a, const V& b) {
-  return a > b ? a : b;
-}
-
-// Rows i … i + count − 1 side by side: x[k kRows + r], products scaled, zeros behind the last.
-template <PointKernel kKernel, typename C>
-inline void pack_rows(const PointPairs& p, int64_t batch, int64_t i, int64_t count, C scale, C* x) {
-  const C* const rows = static_cast<const C*>(p.rows) + (batch * p.n + i) * p.d;
-  for (int r = 0; r < kRows; ++r)
-    for (int64_t k = 0; k < p.d; ++k) {
-      const C value = r < count ? rows[r * p.d + k] : C(0);
-      x[k * kRows + r] = kKernel == PointKernel::product ? value * scale : value;
-    }
-}
-
-// The sums over the dimensions of kRows rows with a panel: sums[r kPointPanel + column].
-template <PointKernel kKernel, typename C>
-inline void add_dimensions(const C* x, const C* panel, int64_t d, C* sums) {
-  constexpr int kW = kWidth<C>;
-  for (int column = 0; column < kPointPanel; column += 2 * kW) {
-    Vec<C> first[kRows], second[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      first[r] = Vec<C>{};
-      second[r] = Vec<C>{};
-    }
-    for (int64_t k = 0; k < d; ++k) {
-      const Vec<C> y0 = load(panel + k * kPointPanel + column);
-      const Vec<C> y1 = load(panel + k * kPointPanel + column + kW);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const C value = x[k * kRows + r];
-        if constexpr (kKernel == PointKernel::product) {
-          first[r] += value * y0;
-          second[r] += value * y1;
-        } else {
-          const Vec<C> t0 = value - y0, t1 = value - y1;
-          first[r] += t0 * t0;
-          second[r] += t1 * t1;
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      store(sums + r * kPointPanel + column, first[r]);
-      store(sums + r * kPointPanel + column + kW, second[r]);
-    }
-  }
-}
-
-template <typename V>
-inline V roots_of(V x) {
-  V roots;
-  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) roots[i] = regkern::sqrt(x[i]);
-  return roots;
-}
-
-template <PointKernel kKernel, typename C>
-inline Vec<C> exponents_of(const C* bias, const C* sums, C scale) {
-  if constexpr (kKernel == PointKernel::product) return load(bias) + load(sums);
-  return load(bias) - scale * roots_of(load(sums));
-}
-
-// A panel of exponents joins the lanes of a row.
-template <PointKernel kKernel, typename C>
-inline void add_panel(const C* bias, const C* sums, C scale, C* most, C* lanes) {
-  using V = Vec<C>;
-  constexpr int kW = kWidth<C>;
-  const V none = V{} - static_cast<C>(__builtin_inf());
-#pragma GCC unroll 2
-  for (int l = 0; l < kPointLanes; l += kW) {
-    const auto at = [=](int g) {
-      return exponents_of<kKernel>(bias + g * kPointLanes + l, sums + g * kPointLanes + l, scale);
-    };
-    const V e0 = at(0), e1 = at(1), e2 = at(2), e3 = at(3), before = load(most + l);
-    const V top = greater(greater(greater(e0, e1), greater(e2, e3)), before);
-    // −∞ is no number to subtract.
-    const V by = top == none ? V{} : top;
-    V sum = load(lanes + l);
-    const auto moved = top != before;
-    if (any_of(moved)) {
-      sum *= powers_of(before - by);
-      store(most + l, top);
-    }
-    sum += (powers_of(e0 - by) + powers_of(e1 - by)) + (powers_of(e2 - by) + powers_of(e3 - by));
-    store(lanes + l, sum);
-  }
-}
-
-template <typename C>
-inline C fold(C* lanes) {
-  for (int half = kPointLanes / 2; half > 0; half /= 2) {
-#pragma omp simd
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  }
-  return lanes[0];
-}
-
-template <typename C>
-inline C largest(const C* most) {
-  C top = most[0];
-  for (int l = 1; l < kPointLanes; ++l) top = most[l] > top ? most[l] : top;
-  return top;
-}
-
-template <typename C>
 void fill_bias(const PointPairs& p) {
   const int64_t padded = point_panels(p.m) * kPointPanel;
   C* const bias = static_cast<C*>(p.bias);
   parallel_for(p.batch * padded, 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) bias[at] = column_bias<C>(p, at / padded, at % padded);
   });
+}
+
+inline bool none_of(const uint8_t* flags, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (flags[i] != 0) return false;
+  return true;
 }
 
 // f(batch, first row, rows) for groups of rows, in parallel.
@@ -212,6 +62,7 @@ void softmin_as(const PointSoftminArgs& args) {
   double* const out = args.out;
   for_each_group(p, [&](int64_t batch, int64_t row, int64_t rows) {
     if (args.done != nullptr && args.done[batch]) return;
+    if (args.wanted != nullptr && none_of(args.wanted + batch * p.n + row, rows)) return;
     const Side<C> side = side_of<C>(p, batch);
     const Scratch<C> x(kGroup * p.d);
     C most[kGroup * kPointLanes], lanes[kGroup * kPointLanes], sums[kRows * kPointPanel];
@@ -220,12 +71,12 @@ void softmin_as(const PointSoftminArgs& args) {
       lanes[i] = C(0);
     }
     for (int64_t r = 0; r < rows; r += kRows)
-      pack_rows<kKernel>(p, batch, row + r, rows - r, side.scale, x.data() + r * p.d);
+      pack_rows<kKernel, kRows>(p, batch, row + r, rows - r, side.scale, x.data() + r * p.d);
     for (int64_t panel = 0; panel < side.count; ++panel) {
       const C* const bias = side.bias + panel * kPointPanel;
       for (int64_t r = 0; r < rows; r += kRows) {
-        add_dimensions<kKernel>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel, p.d,
-                                sums);
+        add_dimensions<kKernel, kRows>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel,
+                                       p.d, sums);
         const int64_t count = rows - r < kRows ? rows - r : int64_t{kRows};
         for (int64_t k = 0; k < count; ++k)
           add_panel<kKernel>(bias, sums + k * kPointPanel, side.scale, most + (r + k) * kPointLanes,
@@ -233,12 +84,9 @@ void softmin_as(const PointSoftminArgs& args) {
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      C* const sum = lanes + r * kPointLanes;
-      C* const top = most + r * kPointLanes;
-      const C all = largest(top), by = shift_by(all);
-#pragma omp simd
-      for (int l = 0; l < kPointLanes; ++l) sum[l] *= power_of_two_at(top[l] - by);
-      out[batch * p.n + row + r] = softmin_of(p, batch, row + r, by, fold(sum));
+      if (args.wanted != nullptr && !args.wanted[batch * p.n + row + r]) continue;
+      out[batch * p.n + row + r] =
+          end_row(p, batch, row + r, most + r * kPointLanes, lanes + r * kPointLanes);
     }
   });
 }
@@ -257,12 +105,12 @@ void argmax_as(const PointArgmaxArgs& args) {
       places[i] = i % kPointLanes;
     }
     for (int64_t r = 0; r < rows; r += kRows)
-      pack_rows<kKernel>(p, batch, row + r, rows - r, side.scale, x.data() + r * p.d);
+      pack_rows<kKernel, kRows>(p, batch, row + r, rows - r, side.scale, x.data() + r * p.d);
     for (int64_t panel = 0; panel < side.count; ++panel) {
       const C* const bias = side.bias + panel * kPointPanel;
       for (int64_t r = 0; r < rows; r += kRows) {
-        add_dimensions<kKernel>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel, p.d,
-                                sums);
+        add_dimensions<kKernel, kRows>(x.data() + r * p.d, side.panels + panel * p.d * kPointPanel,
+                                       p.d, sums);
         for (int64_t k = 0; k < kRows && r + k < rows; ++k)
           for (int g = 0; g < kPointGroups; ++g) {
             C* const top = most + (r + k) * kPointLanes;
@@ -305,7 +153,7 @@ void apply_as(const PointApplyArgs& args) {
     const Scratch<C> x(kGroup * p.d), entries(kRows * kRoom);
     C sums[kRows * kPointPanel];
     for (int64_t r = 0; r < rows; r += kRows)
-      pack_rows<kKernel>(p, batch, row + r, rows - r, side.scale, x.data() + r * p.d);
+      pack_rows<kKernel, kRows>(p, batch, row + r, rows - r, side.scale, x.data() + r * p.d);
     memset(out + (batch * p.n + row) * width, 0, static_cast<size_t>(rows * width) * sizeof(C));
     memset(totals + batch * p.n + row, 0, static_cast<size_t>(rows) * sizeof(double));
     for (int64_t first = 0; first < side.count; first += kPointStretch) {
@@ -314,8 +162,8 @@ void apply_as(const PointApplyArgs& args) {
       for (int64_t r = 0; r < rows; r += kRows) {
         const int64_t count = rows - r < kRows ? rows - r : int64_t{kRows};
         for (int64_t panel = 0; panel < panels; ++panel) {
-          add_dimensions<kKernel>(x.data() + r * p.d,
-                                  side.panels + (first + panel) * p.d * kPointPanel, p.d, sums);
+          add_dimensions<kKernel, kRows>(
+              x.data() + r * p.d, side.panels + (first + panel) * p.d * kPointPanel, p.d, sums);
           const C* const bias = side.bias + (first + panel) * kPointPanel;
           for (int64_t k = 0; k < count; ++k) {
             const C mine = row_bias<C>(args, batch, row + r + k);
@@ -376,13 +224,13 @@ void apply_of(const PointApplyArgs& args) {
 }  // namespace
 
 void transport_points_softmin(const PointSoftminArgs& args, Context) {
-  const bool product = args.pairs.kernel == PointKernel::product;
-  if (args.pairs.wide)
-    product ? softmin_as<PointKernel::product, double>(args)
-            : softmin_as<PointKernel::distance, double>(args);
-  else
-    product ? softmin_as<PointKernel::product, float>(args)
-            : softmin_as<PointKernel::distance, float>(args);
+  const auto as = [&](auto zero) {
+    using C = decltype(zero);
+    if (args.pairs.kernel == PointKernel::product) return softmin_as<PointKernel::product, C>(args);
+    if (args.pairs.kernel == PointKernel::square) return softmin_as<PointKernel::square, C>(args);
+    softmin_as<PointKernel::distance, C>(args);
+  };
+  args.pairs.wide ? as(double{}) : as(float{});
 }
 
 void transport_points_argmax(const PointArgmaxArgs& args, Context) {

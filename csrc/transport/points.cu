@@ -1,140 +1,43 @@
-#include <type_traits>
-
-#include "core/vector.cuh"
-#include "transport/points.h"
+#include "transport/points_panel.cuh"
 
 namespace regkern::cuda {
 namespace {
-
-using namespace transport;
-
-constexpr int kThreads = 128, kWarps = kThreads / kPointLanes;
-constexpr int kDepth = 16;  // dimensions of a panel that are in shared memory at once
-
-// Rows of a warp: their sums with a panel fill the registers.
-template <typename C>
-constexpr int kRowsOf = sizeof(C) == 4 ? 8 : 4;
-
-template <typename C>
-__global__ void __launch_bounds__(256, 4) points_bias_kernel(PointPairs p) {
-  const int64_t padded = point_panels(p.m) * kPointPanel, all = p.batch * padded;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < all;
-       at += step)
-    static_cast<C*>(p.bias)[at] = column_bias<C>(p, at / padded, at % padded);
-}
-
-// f(panel, exponents) for the panels in order: exponents[r][g] of row r and group g of this lane.
-template <PointKernel kKernel, typename C, typename F>
-__device__ __forceinline__ void for_each_panel(const PointPairs& p, int64_t batch, int64_t row,
-                                               C* ys, C* xs, const F& f) {
-  constexpr int kRows = kRowsOf<C>, kAll = kRows * kWarps;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kPointLanes;
-  const int mine = thread / kPointLanes * kRows;
-  const int64_t panels = point_panels(p.m);
-  const C scale = pair_scale<C>(p, batch);
-  const C* const rows = static_cast<const C*>(p.rows) + (batch * p.n + row) * p.d;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const C* const from =
-        static_cast<const C*>(p.panels) + (batch * panels + panel) * p.d * kPointPanel;
-    C sums[kRows][kPointGroups];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int g = 0; g < kPointGroups; ++g) sums[r][g] = C(0);
-    }
-    for (int64_t first = 0; first < p.d; first += kDepth) {
-      const int depth = p.d - first < kDepth ? static_cast<int>(p.d - first) : kDepth;
-      __syncthreads();
-      for (int k = 0; k < depth; ++k)
-        ys[k * kPointPanel + thread] = from[(first + k) * kPointPanel + thread];
-      for (int at = thread; at < kAll * kDepth; at += kThreads) {
-        const int r = at / kDepth, k = at % kDepth;
-        const C value = row + r < p.n && k < depth ? rows[r * p.d + first + k] : C(0);
-        xs[k * kAll + r] = kKernel == PointKernel::product ? value * scale : value;
-      }
-      __syncthreads();
-#pragma unroll 2
-      for (int k = 0; k < depth; ++k) {
-        C y[kPointGroups];
-#pragma unroll
-        for (int g = 0; g < kPointGroups; ++g) y[g] = ys[k * kPointPanel + g * kPointLanes + lane];
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const C x = xs[k * kAll + mine + r];
-#pragma unroll
-          for (int g = 0; g < kPointGroups; ++g)
-            sums[r][g] = add_dimension<kKernel>(sums[r][g], x, y[g]);
-        }
-      }
-    }
-    const C* const bias =
-        static_cast<const C*>(p.bias) + (batch * panels + panel) * kPointPanel + lane;
-#pragma unroll
-    for (int g = 0; g < kPointGroups; ++g) {
-      const C b = bias[g * kPointLanes];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) sums[r][g] = exponent_of<kKernel>(b, sums[r][g], scale);
-    }
-    f(panel, sums);
-  }
-}
-
-// Lane 0 has the sum, folded in halves.
-template <typename C>
-__device__ __forceinline__ C fold_lanes(C value) {
-  for (int half = kPointLanes / 2; half > 0; half /= 2)
-    value += __shfl_down_sync(kWholeWarp, value, half);
-  return value;
-}
-
-template <typename C>
-__device__ __forceinline__ C greater_of(C a, C b) {
-  return a > b ? a : b;
-}
 
 template <PointKernel kKernel, typename C>
 __global__ void __launch_bounds__(kThreads, 4)
     points_softmin_kernel(PointSoftminArgs args, int64_t blocks_of_problem) {
   constexpr int kRows = kRowsOf<C>, kAll = kRows * kWarps;
-  RK_SHARED(C, ys, kDepth * kPointPanel);
-  RK_SHARED(C, xs, kDepth * kAll);
+  RK_SHARED(Wide<C>, ys, kPanelPart<C>);
+  RK_SHARED(Wide<C>, xs, kRowsPart<C>);
   const PointPairs& p = args.pairs;
   const int64_t batch = blockIdx.x / blocks_of_problem;
   const int64_t row = blockIdx.x % blocks_of_problem * kAll;
   const int thread = static_cast<int>(threadIdx.x), mine = thread / kPointLanes * kRows;
   double* const out = args.out + batch * p.n + row;
   if (args.done != nullptr && args.done[batch]) return;
+  if (args.wanted != nullptr) {
+    const bool mine_is =
+        thread < kAll && row + thread < p.n && args.wanted[batch * p.n + row + thread] != 0;
+    if (!__syncthreads_or(mine_is)) return;
+  }
   C most[kRows], lanes[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     most[r] = -static_cast<C>(__builtin_inf());
     lanes[r] = C(0);
   }
-  for_each_panel<kKernel, C>(p, batch, row, ys, xs, [&](int64_t, const C(&e)[kRows][kPointGroups]) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const C before = most[r];
-      const C top = greater_of(
-          greater_of(greater_of(e[r][0], e[r][1]), greater_of(e[r][2], e[r][3])), before);
-      const C by = shift_by(top);
-      if (top != before) {
-        lanes[r] *= power_of_two_at(before - by);
-        most[r] = top;
-      }
-      lanes[r] += (power_of_two_at(e[r][0] - by) + power_of_two_at(e[r][1] - by)) +
-                  (power_of_two_at(e[r][2] - by) + power_of_two_at(e[r][3] - by));
-    }
+  const C scale = pair_scale<C>(p, batch);
+  for_each_panel<kKernel, C>(p, batch, row, ys, xs, [&](int64_t panel, C(&e)[kRows][kPointGroups]) {
+    to_exponents<kKernel>(p, batch, panel, scale, e);
+    join_panel(e, most, lanes);
   });
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    C top = most[r];
-    for (int half = kPointLanes / 2; half > 0; half /= 2)
-      top = greater_of(__shfl_xor_sync(kWholeWarp, top, half), top);
-    const C by = shift_by(top);
-    const C sum = fold_lanes(lanes[r] * power_of_two_at(most[r] - by));
-    if (thread % kPointLanes == 0 && row + mine + r < p.n)
-      out[mine + r] = softmin_of(p, batch, row + mine + r, by, sum);
+    const int64_t i = row + mine + r < p.n ? row + mine + r : p.n - 1;
+    const double softmin = end_row(p, batch, i, most[r], lanes[r]);
+    if (thread % kPointLanes == 0 && row + mine + r < p.n &&
+        (args.wanted == nullptr || args.wanted[batch * p.n + i]))
+      out[mine + r] = softmin;
   }
 }
 
@@ -142,8 +45,8 @@ template <PointKernel kKernel, typename C>
 __global__ void __launch_bounds__(kThreads, 4)
     points_argmax_kernel(PointArgmaxArgs args, int64_t blocks_of_problem) {
   constexpr int kRows = kRowsOf<C>, kAll = kRows * kWarps;
-  RK_SHARED(C, ys, kDepth * kPointPanel);
-  RK_SHARED(C, xs, kDepth * kAll);
+  RK_SHARED(Wide<C>, ys, kPanelPart<C>);
+  RK_SHARED(Wide<C>, xs, kRowsPart<C>);
   const PointPairs& p = args.pairs;
   const int64_t batch = blockIdx.x / blocks_of_problem;
   const int64_t row = blockIdx.x % blocks_of_problem * kAll;
@@ -156,19 +59,20 @@ __global__ void __launch_bounds__(kThreads, 4)
     most[r] = -static_cast<C>(__builtin_inf());
     places[r] = lane;
   }
-  for_each_panel<kKernel, C>(
-      p, batch, row, ys, xs, [&](int64_t panel, const C(&e)[kRows][kPointGroups]) {
+  const C scale = pair_scale<C>(p, batch);
+  for_each_panel<kKernel, C>(p, batch, row, ys, xs, [&](int64_t panel, C(&e)[kRows][kPointGroups]) {
+    to_exponents<kKernel>(p, batch, panel, scale, e);
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-          for (int g = 0; g < kPointGroups; ++g) {
-            if (e[r][g] > most[r]) {
-              most[r] = e[r][g];
-              places[r] = static_cast<int>(panel * kPointPanel) + g * kPointLanes + lane;
-            }
-          }
+      for (int g = 0; g < kPointGroups; ++g) {
+        if (e[r][g] > most[r]) {
+          most[r] = e[r][g];
+          places[r] = static_cast<int>(panel * kPointPanel) + g * kPointLanes + lane;
         }
-      });
+      }
+    }
+  });
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     for (int half = kPointLanes / 2; half > 0; half /= 2) {
@@ -286,34 +190,13 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (lane == 0 && row + r < p.n) args.sums[at[r]] = totals[r];
 }
 
-template <typename C>
-void fill_bias(const PointPairs& p, cudaStream_t stream) {
-  const int64_t all = p.batch * point_panels(p.m) * kPointPanel;
-  if (all > 0)
-    RK_LAUNCH((points_bias_kernel<C>), grid_blocks(ceil_div(all, int64_t{256}), 8), 256, 0, stream,
-              p);
-}
-
-// f(zero of the compute type, kernel) of these pairs.
-template <typename F>
-void dispatch_pairs(const PointPairs& p, const F& f) {
-  using Product = std::integral_constant<PointKernel, PointKernel::product>;
-  using Distance = std::integral_constant<PointKernel, PointKernel::distance>;
-  const bool product = p.kernel == PointKernel::product;
-  if (p.wide) {
-    product ? f(double{}, Product{}) : f(double{}, Distance{});
-  } else {
-    product ? f(float{}, Product{}) : f(float{}, Distance{});
-  }
-}
-
 }  // namespace
 
 void transport_points_softmin(const PointSoftminArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   const PointPairs& p = args.pairs;
   if (p.batch * p.n == 0) return;
-  dispatch_pairs(p, [&](auto zero, auto kernel) {
+  dispatch_pairs<true>(p, [&](auto zero, auto kernel) {
     using C = decltype(zero);
     fill_bias<C>(p, stream);
     const int64_t blocks = ceil_div(p.n, int64_t{kRowsOf<C> * kWarps});
@@ -326,7 +209,7 @@ void transport_points_argmax(const PointArgmaxArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   const PointPairs& p = args.pairs;
   if (p.batch * p.n == 0) return;
-  dispatch_pairs(p, [&](auto zero, auto kernel) {
+  dispatch_pairs<false>(p, [&](auto zero, auto kernel) {
     using C = decltype(zero);
     fill_bias<C>(p, stream);
     const int64_t blocks = ceil_div(p.n, int64_t{kRowsOf<C> * kWarps});
@@ -339,7 +222,7 @@ void transport_points_apply(const PointApplyArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   const PointPairs& p = args.pairs;
   if (p.batch * p.n == 0) return;
-  dispatch_pairs(p, [&](auto zero, auto kernel) {
+  dispatch_pairs<false>(p, [&](auto zero, auto kernel) {
     using C = decltype(zero);
     constexpr PointKernel kKernel = decltype(kernel)::value;
     fill_bias<C>(p, stream);

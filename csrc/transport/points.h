@@ -7,11 +7,11 @@
 
 // Transport between clouds of points, whose n x m costs are never stored. With q = 1 / eps,
 //
-//     c(x, y) = r(x) + s(y) − κ <x, y>     or     c(x, y) = κ |x − y|,   r = s = 0
+//     c(x, y) = r(x) + s(y) − κ <x, y>   or   κ |x − y|   or   r(x) + s(y) + κ |x − y|²
 //
-// the exponent of an entry, in powers of two, is a number of its column and a product:
+// the exponent of an entry, in powers of two, is a number of its column and one of the pair:
 //
-//     t_ij = (log2 e) (log b_j + q (g_j − s_j)) + k_ij,   k_ij = (log2 e) q κ <x_i, y_j>
+//     t_ij = (log2 e) (log b_j + q (g_j − s_j)) + k_ij,   k_ij = (log2 e) q κ <x_i, y_j>, say
 //
 //     softmin    f_i = −eps log Σ_j b_j exp(q (g_j − c_ij)) = r_i − eps (ln 2) log2 Σ_j 2^t_ij
 //     plan       P_ij = 2^(t_ij + (log2 e)(log a_i + q (f_i − r_i)))
@@ -35,8 +35,9 @@ namespace regkern::transport {
 constexpr int kPointLanes = 32, kPointGroups = 4, kPointPanel = kPointLanes * kPointGroups,
               kPointStretch = 8;
 
-// What is made of two points.
-enum class PointKernel { product, distance };
+// What is made of two points. The sum of squares costs a subtraction more than a product, and has
+// no terms that cancel.
+enum class PointKernel { product, distance, square };
 
 // A side of the plan as the other side sees it: n rows, m columns, d dimensions. What there is of
 // each point is in double.
@@ -57,8 +58,9 @@ struct PointPairs {
 
 struct PointSoftminArgs {
   PointPairs pairs;
-  const uint8_t* done;  // (batch) or null: problems whose results are left alone
-  double* out;          // (batch, n)
+  const uint8_t* done;    // (batch) or null: problems whose results are left alone
+  const uint8_t* wanted;  // (batch, n) or null: rows that are computed
+  double* out;            // (batch, n)
 };
 
 struct PointArgmaxArgs {
@@ -170,6 +172,7 @@ REGKERN_HD C pair_scale(const PointPairs& p, int64_t batch) {
 template <PointKernel kKernel, typename C>
 REGKERN_HD C exponent_of(C bias, C sum, C scale) {
   if constexpr (kKernel == PointKernel::product) return bias + sum;
+  if constexpr (kKernel == PointKernel::square) return bias - scale * sum;
   return bias - scale * regkern::sqrt(sum);
 }
 template <PointKernel kKernel, typename C>

@@ -12,7 +12,9 @@ from regkern._registration import compute_dtype, once_only, register
 from regkern.transport.dense import Potentials, Settings
 
 COSTS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "cosine", "dot")
+SQUARES = ("sqeuclidean", "half_sqeuclidean")
 PANEL = 128
+FEW_DIMENSIONS = 8
 
 # ---- raw ops: fake kernels and autograd ----
 
@@ -360,7 +362,13 @@ class PointCost:
     ) -> Potentials:
         with torch.no_grad():
             (x, xs, r), (y, ys, s) = self.sides
-            clouds = (x, y, xs, ys, r, s, self.kernel, self.factor)
+            kernel, factor = self.kernel, self.factor
+            if x.shape[-1] <= FEW_DIMENSIONS and self.cost_fn in SQUARES:
+                # Differences have nothing that cancels. What is left of the terms is what they say
+                # of points at infinity.
+                kernel, factor = "square", 0.5 * factor
+                r, s = (None if t is None else torch.where(t.isfinite(), 0.0, t) for t in (r, s))
+            clouds = (x, y, xs, ys, r, s, kernel, factor)
             return Potentials(*_solve(*clouds, a, b, eps, rho, eps_start, f, g, *settings))
 
     def softmin(self, weight: Tensor, source: Tensor, eps: Tensor, columns: bool) -> Tensor:

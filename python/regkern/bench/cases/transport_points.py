@@ -86,6 +86,19 @@ CASES = (
         reference=_definition,
         rivals=(_pot(256), _pot(1024)),
     ),
+    *(
+        Case(
+            op="sinkhorn_points",
+            variant=f"d{d}_10k",
+            shape=(10_000, d),
+            small=(40, d),
+            make=_clouds,
+            ours=_ours,
+            reference=_definition,
+            rivals=(_pot(256), _pot(1024)),
+        )
+        for d in (3, 64)
+    ),
     Case(
         op="sinkhorn_points",
         variant="divergence",
