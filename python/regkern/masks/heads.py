@@ -40,7 +40,7 @@ class _ManyMasks(torch.autograd.Function):
     ) -> Tensor:
         rows = chunk_rows(samples, x.shape[1])
         ys = []
-        for i, chunk in enumerate(x.split(rows)):
+        for i, chunk in enumerate(torch.split(x, rows)):
             masked = _dropout(chunk, chunk_seed(seed, i), p, [], True, p_tensor, samples, False)
             ys.append(F.linear(masked, weight))
         return torch.cat(ys, 1)
@@ -54,13 +54,15 @@ class _ManyMasks(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, seed, p_tensor = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad[:2]
-        options = (ctx.p, [], True, p_tensor, ctx.samples)
+        options: tuple[Any, ...] = (ctx.p, [], True, p_tensor, ctx.samples)
         rows = chunk_rows(ctx.samples, x.shape[1])
         dxs = []
         # Sums over chunks in float32, also of bfloat16 and float16.
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         dw = torch.zeros_like(weight, dtype=wide)
-        for i, (chunk, gs) in enumerate(zip(x.split(rows), g.split(rows, 1), strict=True)):
+        for i, (chunk, gs) in enumerate(
+            zip(torch.split(x, rows), torch.split(g, rows, 1), strict=True)
+        ):
             at = chunk_seed(seed, i)
             if wants_x:
                 dxs.append(_dropout(torch.matmul(gs, weight), at, *options, True))
@@ -153,7 +155,8 @@ def multi_sample_dropout_linear(
     flat = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     y = function_apply(_ManyMasks, flat, weight, given, number, p_tensor, samples)
     y = y if bias is None else y + bias
-    return y.reshape(samples, *x.shape[:-1], weight.shape[0])
+    shaped: Tensor = y.reshape(samples, *x.shape[:-1], weight.shape[0])
+    return shaped
 
 
 def compact_dropout_linear(
@@ -168,9 +171,9 @@ def compact_dropout_linear(
 ) -> Tensor:
     r"""A linear layer on the few features that a very large dropout leaves, the same for a batch.
 
-    .. math:: y = \frac{D}{n} W_{:, K} \, x_K + b, \qquad |K| = n = \max(1, \lfloor (1 - p) D \rceil)
+    .. math:: y = \frac{D}{n} W_{:, K} \, x_K + b, \qquad |K| = n = \max(1, (1 - p) D)
 
-    with K uniform among the subsets of n features.
+    with n rounded to an integer and K uniform among the subsets of n features.
 
     Parameters
     ----------

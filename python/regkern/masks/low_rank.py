@@ -92,7 +92,8 @@ def lora_dropout(
         given = resolve_seed(op, x, seed, generator)
         widths = [a.shape[1], b.shape[0]]
         ones = torch.ones((samples, sum(widths)), dtype=a.dtype, device=x.device)
-        columns, rows = dropout(ones, p, scale=False, seed=given).split(widths, 1)
+        masks = dropout(ones, p, scale=False, seed=given)
+        columns, rows = masks[:, : widths[0]], masks[:, widths[0] :]
         a = (a * columns.unsqueeze(1)).flatten(0, 1)
         b = (b.unsqueeze(1) * rows.t().unsqueeze(2)).flatten(1, 2)
         scale = scale / samples

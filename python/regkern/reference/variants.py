@@ -87,7 +87,7 @@ def nested_dropout(
     size = x.shape[dim]
     law = torch.ones(size, dtype=torch.float64) if weights is None else weights.double()
     ends = law.cumsum(0).tolist()
-    rows = []
+    rows: list[Tensor] = []
     for i, row in enumerate(x if per == "sample" else [x]):
         u = draws.Draws(seed, "choice", i).uniform() * ends[-1]
         k = next((d for d in range(size) if u < ends[d]), size - 1) + 1
@@ -127,13 +127,14 @@ def multi_sample_dropout_linear(
     p: float = 0.5,
     samples: int = 8,
     *,
+    chunk: int = 2**18,
     seed: Tensor,
 ) -> Tensor:
     """Every copy of x by itself; chunks of rows have seeds of their own."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    chunk = max(1, 2**18 // max(samples * x.shape[-1], 1))
+    few_rows = max(1, chunk // max(samples * x.shape[-1], 1))
     ys = []
-    for i, few in enumerate(rows.split(chunk)):
+    for i, few in enumerate(torch.split(rows, few_rows)):
         at = seed + torch.tensor([0, i])
         ys.append(dropout(few, p, copies=samples, seed=at) @ weight.T)
     y = torch.cat(ys, 1)

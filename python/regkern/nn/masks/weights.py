@@ -243,7 +243,7 @@ def _register(module: nn.Module, name: str, rule: nn.Module) -> None:
     if isinstance(module, nn.RNNBase) and not hasattr(module, "_reads_weights"):
         # An RNN keeps a list of its weights, which does not know of parametrizations.
         module.register_forward_pre_hook(_read_weights)
-        module._reads_weights = True  # type: ignore[assignment]
+        module._reads_weights = True
 
 
 def _read_weights(module: Any, args: Any) -> None:
