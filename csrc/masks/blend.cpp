@@ -55,24 +55,39 @@ inline void event_factors(Seed seed, uint64_t element, const float p[kWide], C h
     if (!(p[e] >= 0.0f && p[e] <= 1.0f)) factors[e] = static_cast<C>(__builtin_nanf(""));
 }
 
-// The probabilities of n elements, and zeros.
+// A whole block as it stands in memory, or its copy in `wide`.
+template <typename T, typename C>
+inline const C* widened(const T* from, int64_t n, C wide[kWide]) {
+  if constexpr (std::is_same_v<T, C>)
+    if (n == kWide) return from;
+  load_elements(from, n, wide);
+  return wide;
+}
+
+// The probabilities of n elements, and zeros: as they stand in memory, or in `wide`.
 template <typename T>
-inline void probabilities(const BlendArgs& args, const void* own, int64_t e, int64_t n,
-                          float p[kWide]) {
-  if (args.each != nullptr) {
-    load_elements(args.each + e, n, p);
-  } else {
-    compute_t<T> wide[kWide];
-    load_elements(static_cast<const T*>(own) + e, n, wide);
-    for (int64_t i = n; i < kWide; ++i) wide[i] = 0;
-#pragma omp simd
-    for (int i = 0; i < kWide; ++i) p[i] = static_cast<float>(wide[i]);
-  }
-  for (int64_t i = n; i < kWide; ++i) p[i] = 0.0f;
+inline const float* probabilities(const BlendArgs& args, const void* own, int64_t e, int64_t n,
+                                  float wide[kWide]) {
   const auto times = static_cast<float>(args.p_at != nullptr ? *args.p_at : args.p);
-  if (times == 1.0f) return;
+  const float* p = wide;
+  if constexpr (std::is_same_v<T, double>) {
+    if (args.each == nullptr) {
+      double some[kWide];
+      const double* const all = widened(static_cast<const double*>(own) + e, n, some);
 #pragma omp simd
-  for (int i = 0; i < kWide; ++i) p[i] *= times;
+      for (int i = 0; i < kWide; ++i) wide[i] = static_cast<float>(all[i]);
+    } else {
+      p = widened(args.each + e, n, wide);
+    }
+  } else {
+    p = args.each != nullptr ? widened(args.each + e, n, wide)
+                             : widened(static_cast<const T*>(own) + e, n, wide);
+  }
+  if (times == 1.0f && n == kWide) return p;
+#pragma omp simd
+  for (int i = 0; i < kWide; ++i) wide[i] = p[i] * times;
+  for (int64_t i = n; i < kWide; ++i) wide[i] = 0.0f;
+  return wide;
 }
 
 // factors ← what is on, of `n` elements from e on that are there.
@@ -82,8 +97,8 @@ inline void on_factors(const BlendArgs& args, Seed seed, const OneLevel<C>& one,
   const auto element = static_cast<uint64_t>(first + e);
   const C hit = args.draw ? C(1) : C(0);
   if (args.each != nullptr || own != nullptr) {
-    float p[kWide];
-    probabilities<T>(args, own, e, n, p);
+    float wide[kWide];
+    const float* const p = probabilities<T>(args, own, e, n, wide);
     event_factors(seed, element, p, hit, C(1) - hit, factors);
   } else {
     factors_of(seed, element, one, factors);
@@ -124,17 +139,8 @@ inline void blend_wide(Blend blend, const C f[kWide], const C a[kWide], const C 
         y[i] = choose(f[i] == C(1), C(0), choose(f[i] == C(0), a[i], f[i]));
       return;
     case Blend::sample:
-      memcpy(y, f, kWide * sizeof(C));
+      return;
   }
-}
-
-// A whole block as it stands in memory, or its copy in `wide`.
-template <typename T, typename C>
-inline const C* widened(const T* from, int64_t n, C wide[kWide]) {
-  if constexpr (std::is_same_v<T, C>)
-    if (n == kWide) return from;
-  load_elements(from, n, wide);
-  return wide;
 }
 
 template <typename T>
@@ -161,10 +167,12 @@ void blend_as(const BlendArgs& args) {
             if (b != nullptr) fetch<false>(b + e + kAhead, kWide, kWide);
           }
           on_factors<T>(args, seed, one, sample ? row.a : args.own, row.first, e, n, f);
-          const C* const u = sample ? wide_a : widened(a + e, n, wide_a);
-          const C* const v = b == nullptr ? wide_b : widened(b + e, n, wide_b);
-          blend_wide(args.blend, f, u, v, out);
-          store_wide(out, n, past, y + e);
+          if (!sample) {
+            const C* const u = widened(a + e, n, wide_a);
+            const C* const v = b == nullptr ? wide_b : widened(b + e, n, wide_b);
+            blend_wide(args.blend, f, u, v, out);
+          }
+          store_wide(sample ? f : out, n, past, y + e);
         }
         if (past) stream_fence();
       });

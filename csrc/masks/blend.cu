@@ -36,6 +36,35 @@ __device__ __forceinline__ C blended(Blend blend, C f, C a, C b) {
   return f;
 }
 
+// Of the elements from e on: their own, or the sample's.
+template <typename T>
+__device__ __forceinline__ void probabilities(const BlendRule& rule, const T sample[kListLanes],
+                                              int64_t e, int64_t left, float q[kListLanes]) {
+  if (rule.each != nullptr)
+    return load_lanes(rule.each + e, left, aligned_for_vectors(rule.each), q);
+  T own[kListLanes];
+#pragma unroll
+  for (int i = 0; i < kListLanes; ++i) own[i] = sample[i];
+  const T* const from = static_cast<const T*>(rule.own);
+  if (from != nullptr) load_lanes(from + e, left, aligned_for_vectors(from), own);
+#pragma unroll
+  for (int i = 0; i < kListLanes; ++i) q[i] = static_cast<float>(widen(own[i]));
+}
+
+// A byte for each of eight neighbours.
+__device__ __forceinline__ uint64_t given_lanes(const BlendRule& rule, int64_t e, int64_t left) {
+  static_assert(kListLanes == 8);
+  if (rule.given == nullptr) return 0;
+  const uint8_t* const from = rule.given + e;
+  if (left >= kListLanes && reinterpret_cast<std::uintptr_t>(from) % 8 == 0)
+    return *reinterpret_cast<const uint64_t*>(from);
+  uint64_t lanes = 0;
+#pragma unroll
+  for (int i = 0; i < kListLanes; ++i)
+    if (i < left) lanes |= static_cast<uint64_t>(from[i]) << (8 * i);
+  return lanes;
+}
+
 template <typename T, bool kEach>
 __global__ void __launch_bounds__(kListThreads, sizeof(T) == 8 ? 2 : 4)
     blend_kernel(const __grid_constant__ ListChunk<BlendRow> chunk,
@@ -61,26 +90,22 @@ __global__ void __launch_bounds__(kListThreads, sizeof(T) == 8 ? 2 : 4)
     random_lanes(seed, Stream::mask, element, words, bits);
     C f[kListLanes] = {};
     if constexpr (kEach) {
-      const T* const own = static_cast<const T*>(rule.own);
+      float q[kListLanes];
+      probabilities(rule, a, e, left, q);
 #pragma unroll
       for (int i = 0; i < kListLanes; ++i) {
-        if (i >= left) continue;
-        float q = static_cast<float>(widen(a[i]));
-        if (rule.each != nullptr)
-          q = rule.each[e + i];
-        else if (own != nullptr)
-          q = static_cast<float>(widen(own[e + i]));
-        q *= static_cast<float>(p);
-        const C one = kept_scale(static_cast<C>(q), false);
-        const DropLevel at = drop_level(static_cast<double>(q));
+        q[i] *= static_cast<float>(p);
+        const C one = kept_scale(static_cast<C>(q[i]), false);
+        const DropLevel at = drop_level(static_cast<double>(q[i]));
         f[i] = keeps(seed, element + static_cast<uint64_t>(i), bits[i], at) ? one : C(0);
       }
     } else {
       level_factors(seed, element, bits, level, scale, f);
     }
+    const uint64_t all_given = given_lanes(rule, e, left);
 #pragma unroll
     for (int i = 0; i < kListLanes; ++i) {
-      const bool given = rule.given != nullptr && i < left && rule.given[e + i] != 0;
+      const bool given = (all_given >> (8 * i) & 1) != 0;
       const C factor = on_factor(f[i], rule.draw, rule.given != nullptr, given);
       narrow(blended(rule.blend, factor, widen(a[i]), widen(b[i])), a + i);
     }

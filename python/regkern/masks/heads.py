@@ -15,8 +15,8 @@ from regkern.masks.events import number_of
 from regkern.masks.prefixes import uniform_draws
 from regkern.random import resolve_seed
 
-# Masked features that exist at a time: as many as stay in a core's cache.
-CHUNK_ELEMENTS = 1 << 18
+# Masked features that exist at a time: as many as the last cache has room for.
+CHUNK_ELEMENTS = 1 << 20
 
 
 def chunk_rows(samples: int, features: int) -> int:

@@ -127,7 +127,7 @@ def multi_sample_dropout_linear(
     p: float = 0.5,
     samples: int = 8,
     *,
-    chunk: int = 2**18,
+    chunk: int = 2**20,
     seed: Tensor,
 ) -> Tensor:
     """Every copy of x by itself; chunks of rows have seeds of their own."""
