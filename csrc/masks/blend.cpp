@@ -101,15 +101,12 @@ inline void on_factors(const BlendArgs& args, Seed seed, const OneLevel<C>& one,
     const float* const p = probabilities<T>(args, own, e, n, wide);
     event_factors(seed, element, p, hit, C(1) - hit, factors);
   } else {
-    factors_of(seed, element, one, factors);
-    if (args.draw) {
-#pragma omp simd
-      for (int i = 0; i < kWide; ++i) factors[i] = C(1) - factors[i];
-    }
+    factors_of(seed, element, one, factors, hit);
   }
   if (args.given == nullptr) return;
-  uint8_t given[kWide] = {};
-  memcpy(given, args.given + e, static_cast<size_t>(n));
+  uint8_t some[kWide] = {};
+  const uint8_t* given = args.given + e;
+  if (n < kWide) given = static_cast<const uint8_t*>(memcpy(some, given, static_cast<size_t>(n)));
   const int32_t held = args.draw ? 1 : 0;
 #pragma omp simd
   for (int i = 0; i < kWide; ++i)
@@ -149,7 +146,9 @@ void blend_as(const BlendArgs& args) {
   constexpr int64_t kAhead = 4096 / sizeof(T);
   const Seed seed = load_seed(args.seed);
   const double p = args.p_at != nullptr ? *args.p_at : args.p;
-  const OneLevel<C> one{drop_level(p), static_cast<C>(kept_scale(p, args.scaled))};
+  // The factor where the event does not happen.
+  const double miss = args.draw ? kept_scale(p, false) - 1.0 : kept_scale(p, args.scaled);
+  const OneLevel<C> one{drop_level(p), static_cast<C>(miss)};
   parallel_for_list(
       args.rows, args.count, kGrain, [&](const BlendRow& row, int64_t begin, int64_t end) {
         const T* const a = static_cast<const T*>(row.a);

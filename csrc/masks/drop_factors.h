@@ -48,9 +48,10 @@ inline void levels_of(const float p[kWide], bool scaled, int32_t uppers[kWide], 
   }
 }
 
-// factors[i] ← the scale of an element that is kept, or 0.
+// factors[i] ← the scale of an element that is kept, or `dropped`.
 template <typename C, typename L>
-inline void factors_of(Seed seed, uint64_t element, const L& levels, C factors[kWide]) {
+inline void factors_of(Seed seed, uint64_t element, const L& levels, C factors[kWide],
+                       C dropped = C(0)) {
   alignas(64) uint32_t words[4][16];
   philox16(seed, Stream::mask, element / 8, words);
   int32_t ties = 0;
@@ -60,13 +61,13 @@ inline void factors_of(Seed seed, uint64_t element, const L& levels, C factors[k
     for (int i = 0; i < 16; ++i) {
       const auto u = static_cast<int32_t>(words[w][i] & 0xFFFFu), at = levels.upper(low + i);
       ties |= u == at;
-      factors[low + i] = choose(u >= at, levels.factor(low + i), C(0));
+      factors[low + i] = choose(u >= at, levels.factor(low + i), dropped);
     }
 #pragma omp simd reduction(| : ties)
     for (int i = 0; i < 16; ++i) {
       const auto u = static_cast<int32_t>(words[w][i] >> 16), at = levels.upper(high + i);
       ties |= u == at;
-      factors[high + i] = choose(u >= at, levels.factor(high + i), C(0));
+      factors[high + i] = choose(u >= at, levels.factor(high + i), dropped);
     }
   }
   if (ties == 0) return;
@@ -75,7 +76,7 @@ inline void factors_of(Seed seed, uint64_t element, const L& levels, C factors[k
     const uint32_t bits = e % 32 < 16 ? word & 0xFFFFu : word >> 16;
     const DropLevel level = levels.whole(e);
     if (bits == level.upper && !keeps_tie(seed, element + static_cast<uint64_t>(e), level))
-      factors[e] = C(0);
+      factors[e] = dropped;
   }
 }
 
