@@ -24,6 +24,11 @@ from regkern.masks.low_rank import lora_dropout
 from regkern.masks.prefixes import nested_dropout, prefix_weights
 from regkern.masks.weights import mixout, mixout_
 from regkern.nn.masks.dropout import Dropout
+from regkern.nn.masks.heads import (
+    CompactDropoutLinear,
+    MultiSampleDropoutLinear,
+    ObservedDropout,
+)
 from regkern.nn.masks.low_rank import LoRADropoutLinear
 from regkern.nn.masks.nested import NestedDropout
 from regkern.nn.masks.schedule import CurriculumSchedule, EarlySchedule, LateSchedule
@@ -398,6 +403,25 @@ def test_modules() -> None:
     assert not torch.equal(lora(x), lora(x))
     assert [name for name, p in lora.named_parameters() if p.requires_grad] == ["a", "b"]
     assert str(lora).startswith("LoRADropoutLinear(\n  rank=2, p=0.3, samples=1, ensemble=4")
+
+
+def test_heads() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 40)
+    many = MultiSampleDropoutLinear(40, 3, 0.5, 4)
+    assert many(x).shape == (4, 5, 3)
+    assert len({tuple(y.flatten().tolist()) for y in many(x)}) == 4
+    torch.testing.assert_close(many.eval()(x)[2], F.linear(x, many.weight, many.bias))
+    assert str(many).endswith("bias=True, p=0.5, samples=4)")
+    few = CompactDropoutLinear(40, 3, 0.9, bias=False)
+    (dw,) = torch.autograd.grad(few(x).sum(), few.weight)
+    assert int((dw != 0).any(0).sum()) == 4
+    torch.testing.assert_close(few.eval()(x), F.linear(x, few.weight))
+    layer = ObservedDropout(0.5)
+    observed = x > 0
+    y = layer(x, -x.abs() - 9, observed)
+    assert 0 < int((y == x).sum()) < int(observed.sum())
+    assert torch.equal(layer.eval()(x, -x, observed), x.abs())
 
 
 def test_schedules() -> None:

@@ -93,8 +93,9 @@ def lora_dropout(
         widths = [a.shape[1], b.shape[0]]
         ones = torch.ones((samples, sum(widths)), dtype=a.dtype, device=x.device)
         masks = dropout(ones, p, scale=False, seed=given)
-        columns, rows = masks[:, : widths[0]], masks[:, widths[0] :]
+        columns, rows = masks[:, : widths[0]], masks[:, widths[0] :] * (scale / samples)
         a = (a * columns.unsqueeze(1)).flatten(0, 1)
         b = (b.unsqueeze(1) * rows.t().unsqueeze(2)).flatten(1, 2)
-        scale = scale / samples
-    return F.linear(F.linear(x, a), b) * scale
+    elif scale != 1.0:
+        b = b * scale
+    return F.linear(F.linear(x, a), b)

@@ -69,10 +69,11 @@ def mixout(
 ) -> Tensor:
     """[M ⊙ W + (1 − M) ⊙ W₀ − p W₀] / (1 − p), whose limit for p → 1 is W₀."""
     level = float(p)
-    mask = dropout(torch.ones_like(w), level, shared=shared, scale=False, seed=seed)
+    x, x0 = w.double(), pretrained.double()
+    mask = dropout(torch.ones_like(x), level, shared=shared, scale=False, seed=seed)
     if level == 1.0:
-        return pretrained + w * 0.0
-    return (mask * w + (1 - mask) * pretrained - level * pretrained) / (1 - level)
+        return (x0 + x * 0.0).to(w.dtype)
+    return ((mask * x + (1 - mask) * x0 - level * x0) / (1 - level)).to(w.dtype)
 
 
 def nested_dropout(
