@@ -103,6 +103,8 @@ EXCEPTIONS = {
     r"\bsoftmax_kl_kernel<": 80,
     # Eight neighbours, their factors and the sum of their copies in double.
     r"\bdropout_kernel<double": 112,
+    # Eight neighbours of two tensors and their factors in double.
+    r"\bblend_kernel<double": 112,
     # Distances and terms of eight columns, and any of five kernels in the loop over pairs; four
     # blocks of 128 threads fit.
     r"\bkernel_sums_kernel<double": 128,
@@ -152,6 +154,11 @@ WIDE_ACCESSES = {
     r"\bpatch_copy_kernel<uint4>": 4,
     r"\bmask_mix_kernel<float>": 2,
     r"\bmask_mix_kernel<regkern::bfloat16>": 1,
+    r"\bblend_kernel<float, false>": 2,
+    r"\bblend_kernel<float, true>": 2,
+    r"\bblend_kernel<regkern::bfloat16, false>": 1,
+    r"\bprefix_kernel<float>": 2,
+    r"\bprefix_kernel<regkern::bfloat16>": 1,
     r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned short, 8, false, unsigned int>": 4,
     r"\bmix_kernel<unsigned int, 4, false, unsigned int>": 4,

@@ -1,6 +1,6 @@
 #include "core/bits.h"
 #include "core/random_lanes.cuh"
-#include "masks/dropout.h"
+#include "masks/drop_lanes.cuh"
 
 namespace regkern::cuda {
 namespace {
@@ -35,21 +35,7 @@ __device__ __forceinline__ void factors_of(const DropoutArgs& args, Seed seed, c
     }
   } else {
     const auto scale = static_cast<C>(kept_scale(one.p, args.scaled));
-    uint32_t ties = 0;
-#pragma unroll
-    for (int i = 0; i < kListLanes; ++i) {
-      factors[i] = bits[i] >= one.level.upper ? scale : C(0);
-      ties |= static_cast<uint32_t>(bits[i] == one.level.upper) << i;
-    }
-    // One in 65536: a loop, that the generator's code is there once.
-    if (ties == 0 || one.level.lower == 0) return;
-#pragma unroll 1
-    for (int i = 0; i < kListLanes; ++i) {
-      if ((ties >> i & 1u) == 0) continue;
-      const bool kept = keeps_tie(seed, element + static_cast<uint64_t>(i), one.level);
-#pragma unroll
-      for (int k = 0; k < kListLanes; ++k) factors[k] = k == i && !kept ? C(0) : factors[k];
-    }
+    level_factors(seed, element, bits, one.level, scale, factors);
   }
 }
 

@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from regkern import _checks as checks
 from regkern.nn.masks.drop_block import _DropBlock
 from regkern.nn.masks.dropout import _Dropout
+from regkern.nn.masks.low_rank import LoRADropoutLinear
+from regkern.nn.masks.weights import Mixout, WeightDropout
+
+#: What has a probability `p` that a schedule may set.
+_SCHEDULED = (_DropBlock, _Dropout, LoRADropoutLinear, Mixout, WeightDropout)
 
 
-class LinearSchedule:
-    r"""Moves p of dropout and DropBlock layers in equal steps.
+class _Schedule:
+    """p as a function of the steps made; the counter lives here."""
 
-    .. math:: p_t = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \min(t / \mathrm{steps}, 1)
+    op: str
 
-    ``step()`` goes from t to t + 1. The counter t lives here, as in torch's learning rate
-    schedulers: the layers' and the model's ``state_dict`` stay as they are, and this object has its
-    own. Where p is a tensor it is filled in place, which recompiles nothing.
-
-    Parameters
-    ----------
-    layers : iterable of layers
-        Of which those of regkern's dropout and DropBlock are taken.
-    start, stop : float
-        In [0, 1].
-    steps : int
-        Calls of ``step()`` until p = stop, at least 1.
-
-    References
-    ----------
-    Ghiasi, Lin and Le, 2018: "gradually decreasing keep_prob over time".
-    """
-
-    def __init__(self, layers: Iterable[nn.Module], start: float, stop: float, steps: int) -> None:
-        op = "linear_schedule"
-        self.layers = [layer for layer in layers if isinstance(layer, _DropBlock | _Dropout)]
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.layers: list[Any] = [layer for layer in layers if isinstance(layer, _SCHEDULED)]
         if not self.layers:
             raise ValueError(
-                f"regkern.{op}: expected layers of regkern's dropout or DropBlock, got none"
+                f"regkern.{self.op}: expected layers of regkern's dropout or DropBlock, got none"
             )
-        checks.probability(op, "start", start)
-        checks.probability(op, "stop", stop)
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"regkern.{op}: expected `steps` to be an int, got {steps!r}")
-        checks.at_least(op, "steps", steps, 1)
-        self.start, self.stop, self.steps = start, stop, steps
         self.count = 0
         self._set()
 
     @property
     def p(self) -> float:
         """The present value."""
-        # Both ends are met exactly.
-        done = min(self.count, self.steps) / self.steps
-        return self.start * (1.0 - done) + self.stop * done
+        raise NotImplementedError
 
     def _set(self) -> None:
         for layer in self.layers:
@@ -74,6 +54,158 @@ class LinearSchedule:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.count = state["count"]
         self._set()
+
+    def _steps(self, name: str, steps: int, least: int = 1) -> int:
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise TypeError(f"regkern.{self.op}: expected `{name}` to be an int, got {steps!r}")
+        checks.at_least(self.op, name, steps, least)
+        return steps
+
+
+class LinearSchedule(_Schedule):
+    r"""Moves p of dropout and DropBlock layers in equal steps.
+
+    .. math:: p_t = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \min(t / \mathrm{steps}, 1)
+
+    ``step()`` goes from t to t + 1. The counter t lives here, as in torch's learning rate
+    schedulers: the layers' and the model's ``state_dict`` stay as they are, and this object has its
+    own. Where p is a tensor it is filled in place, which recompiles nothing.
+
+    Parameters
+    ----------
+    layers : iterable of layers
+        Of which those of regkern's dropout, mixout and DropBlock are taken.
+    start, stop : float
+        In [0, 1].
+    steps : int
+        Calls of ``step()`` until p = stop, at least 1.
+
+    References
+    ----------
+    Ghiasi, Lin and Le, 2018: "gradually decreasing keep_prob over time".
+    """
+
+    op = "linear_schedule"
+
+    def __init__(self, layers: Iterable[nn.Module], start: float, stop: float, steps: int) -> None:
+        checks.probability(self.op, "start", start)
+        checks.probability(self.op, "stop", stop)
+        self.start, self.stop, self.steps = start, stop, self._steps("steps", steps)
+        super().__init__(layers)
+
+    @property
+    def p(self) -> float:
+        """The present value."""
+        # Both ends are met exactly.
+        done = min(self.count, self.steps) / self.steps
+        return self.start * (1.0 - done) + self.stop * done
+
+
+class EarlySchedule(_Schedule):
+    r"""Dropout in the first steps alone, against underfitting.
+
+    .. math:: p_t = p \cdot 1[t < T] \quad\text{or}\quad p \, (1 - t/T) \cdot 1[t < T]
+
+    Parameters
+    ----------
+    layers : iterable of layers
+        As of `LinearSchedule`, with whose methods.
+    p : float
+        In [0, 1].
+    steps : int
+        T, at least 1.
+    linear : bool
+        The second form.
+
+    References
+    ----------
+    Liu, Xu, Jin, Shen and Darrell, "Dropout reduces underfitting", ICML 2023.
+    """
+
+    op = "EarlySchedule"
+
+    def __init__(
+        self, layers: Iterable[nn.Module], p: float, steps: int, linear: bool = False
+    ) -> None:
+        checks.probability(self.op, "p", p)
+        self.first, self.steps, self.linear = p, self._steps("steps", steps), linear
+        super().__init__(layers)
+
+    @property
+    def p(self) -> float:
+        """The present value."""
+        left = max(1.0 - self.count / self.steps, 0.0)
+        return self.first * (left if self.linear else float(left > 0.0))
+
+
+class LateSchedule(_Schedule):
+    r"""Dropout from some step on.
+
+    .. math:: p_t = p \cdot 1[t \ge T]
+
+    Parameters
+    ----------
+    layers : iterable of layers
+        As of `LinearSchedule`, with whose methods.
+    p : float
+        In [0, 1].
+    start : int
+        T, at least 0.
+
+    References
+    ----------
+    Liu, Xu, Jin, Shen and Darrell, "Dropout reduces underfitting", ICML 2023.
+    """
+
+    op = "LateSchedule"
+
+    def __init__(self, layers: Iterable[nn.Module], p: float, start: int) -> None:
+        checks.probability(self.op, "p", p)
+        self.last, self.start = p, self._steps("start", start, 0)
+        super().__init__(layers)
+
+    @property
+    def p(self) -> float:
+        """The present value."""
+        return self.last if self.count >= self.start else 0.0
+
+
+class CurriculumSchedule(_Schedule):
+    r"""Dropout that grows from nothing to p, fast at first.
+
+    .. math:: p_t = p \, (1 - e^{-\gamma t/T})
+
+    Parameters
+    ----------
+    layers : iterable of layers
+        As of `LinearSchedule`, with whose methods.
+    p : float
+        In [0, 1].
+    steps : int
+        T of the whole training, at least 1.
+    gamma : float
+        :math:`\gamma > 0`; at t = T, p is missed by a factor :math:`e^{-\gamma}`.
+
+    References
+    ----------
+    Morerio, Cavazza, Volpi, Vidal and Murino, "Curriculum dropout", ICCV 2017.
+    """
+
+    op = "CurriculumSchedule"
+
+    def __init__(
+        self, layers: Iterable[nn.Module], p: float, steps: int, gamma: float = 10.0
+    ) -> None:
+        checks.probability(self.op, "p", p)
+        if not gamma > 0:
+            raise ValueError(f"regkern.{self.op}: expected `gamma` above 0, got {gamma}")
+        self.last, self.steps, self.gamma = p, self._steps("steps", steps), gamma
+        super().__init__(layers)
+
+    @property
+    def p(self) -> float:
+        """The present value."""
+        return self.last * -math.expm1(-self.gamma * self.count / self.steps)
 
 
 def linear_schedule(
