@@ -333,6 +333,7 @@ RECORDERS = (
     "test_proximal_optim",
     "test_quantize_optim",
     "test_transport_normalize",
+    "test_transport_points_engines",
 )
 
 

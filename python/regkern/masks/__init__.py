@@ -15,6 +15,23 @@ from regkern.masks.drop_block import (
 )
 from regkern.masks.dropping import dropout, dropout_
 from regkern.masks.erasing import cutout, erase_boxes, random_erasing, random_erasing_
+from regkern.masks.events import (
+    bernoulli,
+    bernoulli_log_prob,
+    bernoulli_mask,
+    observed_dropout,
+    subnetwork_mask,
+)
+from regkern.masks.gradient_variance import (
+    gradient_direction_variance,
+)
+from regkern.masks.heads import (
+    compact_dropout_linear,
+    multi_sample_dropout_linear,
+)
+from regkern.masks.low_rank import (
+    lora_dropout,
+)
 from regkern.masks.mixing import Mixed, MixParams, cutmix, cutmix_or_mixup, mix, mixup
 from regkern.masks.noise import (
     Perturbed,
@@ -36,6 +53,10 @@ from regkern.masks.policy_noise import (
     beta_noise,
     noise_mask_apply,
 )
+from regkern.masks.prefixes import (
+    nested_dropout,
+    prefix_weights,
+)
 from regkern.masks.ranking import (
     pairwise_ranking_loss,
 )
@@ -54,6 +75,10 @@ from regkern.masks.subsets import (
     patch_partition,
     subset_masks,
 )
+from regkern.masks.weights import (
+    mixout,
+    mixout_,
+)
 
 __all__ = [
     "MaskedPatches",
@@ -64,9 +89,13 @@ __all__ = [
     "Perturbed",
     "Subsets",
     "Triplet",
+    "bernoulli",
+    "bernoulli_log_prob",
+    "bernoulli_mask",
     "beta_log_prob",
     "beta_noise",
     "box_mask",
+    "compact_dropout_linear",
     "correlated_feature_mask",
     "cutmix",
     "cutmix_or_mixup",
@@ -79,17 +108,24 @@ __all__ = [
     "dropout_",
     "erase_boxes",
     "feature_jitter",
+    "gradient_direction_variance",
     "grid_mask",
     "hide_and_seek",
+    "lora_dropout",
     "mask_apply",
     "mask_fields",
     "mix",
+    "mixout",
+    "mixout_",
     "mixup",
     "mosaic",
+    "multi_sample_dropout_linear",
+    "nested_dropout",
     "noise_inject",
     "noise_inject_",
     "noise_mask_apply",
     "noise_triplet",
+    "observed_dropout",
     "pack_mask",
     "pairwise_ranking_loss",
     "patch_gather",
@@ -98,9 +134,11 @@ __all__ = [
     "patch_partition",
     "patch_restore",
     "polygon_boxes",
+    "prefix_weights",
     "random_erasing",
     "random_erasing_",
     "spec_augment",
+    "subnetwork_mask",
     "subset_masks",
     "unpack_mask",
 ]

@@ -42,6 +42,9 @@ from regkern.transport.permutations import (
     gumbel_sinkhorn,
     hyper_connection,
 )
+from regkern.transport.points_triton import (
+    points_softmin,
+)
 from regkern.transport.prototypes import (
     depict_target,
     sinkhorn_assign,
@@ -103,6 +106,7 @@ __all__ = [
     "neural_ndcg",
     "neural_sort",
     "partial_transport",
+    "points_softmin",
     "sinkhorn",
     "sinkhorn_assign",
     "sinkhorn_conjugate",

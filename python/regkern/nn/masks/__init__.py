@@ -2,6 +2,17 @@
 
 from regkern.nn.masks.drop_block import DropBlock1d, DropBlock2d, DropBlock3d
 from regkern.nn.masks.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from regkern.nn.masks.heads import (
+    CompactDropoutLinear,
+    MultiSampleDropoutLinear,
+    ObservedDropout,
+)
+from regkern.nn.masks.low_rank import (
+    LoRADropoutLinear,
+)
+from regkern.nn.masks.nested import (
+    NestedDropout,
+)
 from regkern.nn.masks.noise import (
     DiffusionPerturb,
     FeatureJitter,
@@ -12,7 +23,13 @@ from regkern.nn.masks.patches import (
     PatchDropout,
     PatchMask,
 )
-from regkern.nn.masks.schedule import LinearSchedule, linear_schedule
+from regkern.nn.masks.schedule import (
+    CurriculumSchedule,
+    EarlySchedule,
+    LateSchedule,
+    LinearSchedule,
+    linear_schedule,
+)
 from regkern.nn.masks.shapes import (
     GridMask,
     HideAndSeek,
@@ -21,8 +38,17 @@ from regkern.nn.masks.shapes import (
     SpecAugment,
 )
 from regkern.nn.masks.transforms import CutMix, MixUp, RandomErasing
+from regkern.nn.masks.weights import (
+    Mixout,
+    SubnetworkAnnealing,
+    WeightDropout,
+    mixout_weights,
+    weight_dropout,
+)
 
 __all__ = [
+    "CompactDropoutLinear",
+    "CurriculumSchedule",
     "CutMix",
     "DiffusionPerturb",
     "DropBlock1d",
@@ -33,18 +59,29 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "EarlySchedule",
     "FeatureJitter",
     "GridMask",
     "HardnessSchedule",
     "HideAndSeek",
+    "LateSchedule",
     "LinearSchedule",
+    "LoRADropoutLinear",
     "MixUp",
+    "Mixout",
     "Mosaic",
+    "MultiSampleDropoutLinear",
+    "NestedDropout",
     "NoiseInject",
+    "ObservedDropout",
     "PatchDropout",
     "PatchMask",
     "PatchMix",
     "RandomErasing",
     "SpecAugment",
+    "SubnetworkAnnealing",
+    "WeightDropout",
     "linear_schedule",
+    "mixout_weights",
+    "weight_dropout",
 ]
