@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern._registration import register
+from regkern.transport.small import is_small, solve_small
 
 #: Elements of a cost that are made into a block of the plan at once, where a product needs it.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -181,7 +182,10 @@ class DenseCost:
         f: Tensor | None,
         g: Tensor | None,
     ) -> Potentials:
-        return solve_dense(self.cost.detach(), a, b, eps, rho, settings, eps_start, f, g)
+        cost = self.cost.detach()
+        if is_small(cost, settings, eps_start):
+            return Potentials(*solve_small(cost, a, b, eps, rho, settings, f, g))
+        return solve_dense(cost, a, b, eps, rho, settings, eps_start, f, g)
 
     def softmin(self, weight: Tensor, source: Tensor, eps: Tensor, columns: bool) -> Tensor:
         """The soft c-transform, differentiable."""
