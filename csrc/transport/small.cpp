@@ -319,8 +319,12 @@ class RowWork {
     const int64_t step = k == 0 ? args_.m : 1, other_step = k == 0 ? 1 : args_.m;
     for (int i = 0; i < mine.size; ++i) {
       const C* const cost = cost_ + i * step;
-      set_peak(mine, i, true,
-               largest_term<1>(other, 0, [=](int o) { return cost[o * other_step]; }));
+      C most = no_logit<C>();
+      if (k == 0)
+        most = largest_of_row(cost);
+      else
+        most = largest_term<1>(other, 0, [=](int o) { return cost[o * other_step]; });
+      set_peak(mine, i, true, most);
     }
   }
 
@@ -364,6 +368,19 @@ class RowWork {
 
  private:
   static int64_t vectors(int64_t numbers) { return (numbers + kLanesOf<C> - 1) / kLanesOf<C>; }
+
+  // largest_term of neighbours.
+  C largest_of_row(const C* cost) const {
+    const C *scaling = side[1].scaling, *shift = side[1].shift;
+    const C none = no_logit<C>();
+    C most = none;
+#pragma omp simd reduction(max : most)
+    for (int j = 0; j < args_.m; ++j) {
+      const C term = scaling[j] > C(0) ? shift[j] - cost[j] : none;
+      most = term > most ? term : most;
+    }
+    return most;
+  }
 
   bool holds(const SmallSide<C>& mine) {
     int32_t out = 0;
