@@ -30,6 +30,12 @@ constexpr int kHistory = 2 * kMemory + 3;
 constexpr double kFailure = 10.0;
 constexpr double kLongestWait = 64.0;
 
+// Adaptive over-relaxation: the errors of the last iterations, two windows of them; how many there
+// were, how many since ω was set, the error then, and how many plain ones are to be first.
+constexpr int kWindow = 5, kErrors = 2 * kWindow + 1;
+constexpr int kCount = kErrors, kSince = kErrors + 1, kBegan = kErrors + 2, kWait = kErrors + 3;
+static_assert(kWait < kProducts);
+
 struct RelaxArgs {
   int64_t batch, size;
   const double* raw;    // (B, size)
@@ -58,8 +64,8 @@ struct StepArgs {
   int32_t* iterations;  // (B)
   int8_t* status;       // (B)
   uint8_t* done;        // (B)
-  // Anderson's: (B, kHistory, m), (B, kProducts), and how many images there were since the start,
-  // or less than 0, how many there are to be before it (B).
+  // Anderson's: (B, kHistory, m), (B, kProducts), which the adaptive ω has too, and how many images
+  // there were since the start, or less than 0, how many there are to be before it (B).
   double* history;
   double* products;
   int32_t* images;
@@ -130,15 +136,48 @@ REGKERN_HD bool solve_definite(int count, double* matrix, int stride, double* x)
   return true;
 }
 
-// ω of the next iterations, from the error's ratio per iteration under the present one: Young's
-// relation gives the rate λ of the plain iteration, and 2/(1 + √(1 − λ)) is best for that.
-REGKERN_HD double next_omega(double omega, double ratio) {
-  if (!(ratio < 1.0)) return 1.0;
-  const double s = ratio + omega - 1.0;
-  double rate = s * s / (ratio * omega * omega);
-  rate = rate < 0.999999 ? rate : 0.999999;
-  const double best = 2.0 / (1.0 + regkern::sqrt(1.0 - rate));
-  return best > omega ? best : omega;
+// The ω that is best for a plain iteration of this rate.
+REGKERN_HD double best_omega(double rate) {
+  return 2.0 / (1.0 + regkern::sqrt(1.0 - (rate < 0.99999 ? rate : 0.99999)));
+}
+
+// ω of the next iteration, after one under ω that had this error. Plain iterations, until two
+// windows agree on their rate λ; then 2/(1 + √(1 − λ)), of which the error's ratio should be ω − 1.
+// Where it is more, Young's relation gives a greater λ. Where the error grows instead, there are
+// plain iterations again, twice as many every time.
+REGKERN_HD double next_omega(double* state, double error, double omega) {
+  const int count = static_cast<int>(state[kCount]);
+  state[kCount] = count + 1;
+  state[count % kErrors] = error;
+  const double since = state[kSince] += 1.0;
+  const double older = state[(count + kErrors - kWindow) % kErrors];
+  const double oldest = state[(count + 1) % kErrors];
+  if (!(error > 0.0)) return omega;
+  const auto restarted = [=](double next) {
+    state[kSince] = 0.0;
+    state[kBegan] = error;
+    return next;
+  };
+  const auto ratio = [](double now, double before, int steps) {
+    return regkern::exp(regkern::log(now / before) / steps);
+  };
+  if (omega == 1.0) {
+    if (since < kErrors || since < state[kWait]) return 1.0;
+    const double last = ratio(error, older, kWindow), first = ratio(older, oldest, kWindow);
+    const bool agree = last < 1.0 && regkern::fabs(first - last) <= 0.25 * (1.0 - first);
+    return agree ? restarted(best_omega(last)) : 1.0;
+  }
+  const bool settled = since >= 2 * kWindow && count % kWindow == 0;
+  const double rate = ratio(error, oldest, 2 * kWindow);
+  if (error > kFailure * state[kBegan] || (since >= 4 * kWindow && settled && !(rate < 1.0))) {
+    const double wait = 2.0 * state[kWait] + kErrors;
+    state[kWait] = wait < kLongestWait ? wait : kLongestWait;
+    return restarted(1.0);
+  }
+  if (!settled || !(rate < 1.0) || rate <= omega - 1.0) return omega;
+  const double s = rate + omega - 1.0;
+  const double best = best_omega(s * s / (rate * omega * omega));
+  return best > omega + 0.01 ? restarted(best) : omega;
 }
 
 // A team runs one problem: a block of threads on the GPU, the lanes of one thread on the CPU.
@@ -235,12 +274,13 @@ REGKERN_HD void step(Team& team, const StepArgs& args, int64_t p) {
   const int64_t n = args.n, m = args.m;
   const double eps = args.eps[p], last = args.last_error[p];
   const double damping = damping_of(args.rho_b[p], eps);
-  double omega = args.omega[p], error = last;
+  const double omega = args.omega[p];
+  double error = last;
   const bool due = args.iteration % args.check_every == 0;
   const bool scaled = eps == args.eps_end[p];
   const bool anderson = args.acceleration == Acceleration::anderson && scaled;
   const bool adaptive = args.acceleration == Acceleration::adaptive && scaled;
-  const bool measures = anderson || (due && (args.stops || adaptive));
+  const bool measures = anderson || adaptive || (due && args.stops);
   if (measures) {
     const double mass = team.sum(n, [=](int64_t i) { return args.a[p * n + i]; });
     error = (violations(team, n, args.a + p * n, args.f_next + p * n, args.f_raw + p * n, eps,
@@ -258,15 +298,9 @@ REGKERN_HD void step(Team& team, const StepArgs& args, int64_t p) {
       g[j] = relaxed(g[j], args.g_raw[p * m + j], damping, omega);
     });
   }
-  if (adaptive && due && is_finite(last)) {
-    const double steps = static_cast<double>(args.check_every);
-    omega = error > 0.0 && last > 0.0
-                ? next_omega(omega, regkern::exp(regkern::log(error / last) / steps))
-                : omega;
-  }
   team.once([=] {
     args.iterations[p] = static_cast<int32_t>(args.iteration);
-    args.omega[p] = omega;
+    args.omega[p] = adaptive ? next_omega(args.products + p * kProducts, error, omega) : omega;
     args.last_error[p] = anderson && last < error ? last : error;
     const double cooled = eps * args.scaling;
     args.eps[p] = cooled > args.eps_end[p] ? cooled : args.eps_end[p];

@@ -170,7 +170,8 @@ inline Solution solve(Transform& engine, const Problem& problem, const Settings&
   Tensor last = double_copy(found.error), done = zeros({batch}, ScalarType::Byte);
   const bool anderson = settings.acceleration == Acceleration::anderson;
   Tensor history = new_tensor(like, {anderson ? batch * kHistory * m : 0}, ScalarType::Double);
-  Tensor products = zeros({anderson ? batch * kProducts : 0});
+  const bool adaptive = settings.acceleration == Acceleration::adaptive;
+  Tensor products = zeros({anderson || adaptive ? batch * kProducts : 0});
   Tensor images = zeros({anderson ? batch : 0}, ScalarType::Int);
   const double* const rho_a = const_data<double>(problem.rho);
   const double* const rho_b = rho_a + batch;

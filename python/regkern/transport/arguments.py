@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regkern import _checks as checks
+from regkern._registration import function_apply, refuse_second
+
+
+class _Envelope(torch.autograd.Function):
+    """The identity on what a value is differentiated by, once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, op: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, ctx.op = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return refuse_second(ctx.op, grad, (grad, *ctx.saved_tensors)), None
+
+
+def once(op: str, x: Tensor) -> Tensor:
+    """x, whose second derivative is refused in the name of ``op``."""
+    result: Tensor = function_apply(_Envelope, x, op) if x.requires_grad else x
+    return result
 
 
 def is_eager() -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regkern._registration import function_apply, once_only, register
+from regkern.transport.small import is_small, solve_small
 
 #: Elements of a cost that are made into a block of the plan at once, where a product needs it.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -241,6 +242,8 @@ class DenseCost:
         g: Tensor | None,
     ) -> Potentials:
         cost = self.cost.detach()
+        if not self.keeps_kernel and is_small(cost, settings, eps_start):
+            return Potentials(*solve_small(cost, a, b, eps, rho, settings, f, g))
         return solve_dense(cost, a, b, eps, rho, settings, eps_start, f, g, self.keeps_kernel)
 
     def softmin(self, weight: Tensor, source: Tensor, eps: Tensor, columns: bool) -> Tensor:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
-from regkern.transport.arguments import number_of, readable, weights_of
+from regkern.transport.arguments import number_of, once, readable, weights_of
 from regkern.transport.dense import DenseCost
 from regkern.transport.implicit import Engine
 from regkern.transport.points import COSTS, PointCost
 from regkern.transport.result import Transport
-from regkern.transport.solver import _once
 
 _OP = "partial_transport"
 
@@ -215,8 +214,8 @@ def partial_transport(
     )
     below = (own[0] - f, own[1] - g)
     if wanted:
-        a, b, moved, e = (_once(torch.where(w == 0, w.detach(), w)) for w in (a, b, moved, e))
-        engine = engine.replaced(*(_once(t) for t in engine.tensors))
+        a, b, moved, e = (once(_OP, torch.where(w == 0, w.detach(), w)) for w in (a, b, moved, e))
+        engine = engine.replaced(*(once(_OP, t) for t in engine.tensors))
     caps = (_caps(a, e, entropy), _caps(b, e, entropy))
     value = _value(engine, a, b, caps, below, level, moved, e, entropy)
     f = f + level[:, None]

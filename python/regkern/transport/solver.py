@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype, function_apply, refuse_second
-from regkern.transport.arguments import is_eager, readable
+from regkern._registration import compute_dtype, function_apply
+from regkern.transport.arguments import is_eager, once, readable
 from regkern.transport.dense import DenseCost, Settings
 from regkern.transport.implicit import Engine, implicit, target, unrolled
 from regkern.transport.result import Transport
@@ -22,29 +22,6 @@ _ITERATIONS_OF_CG = 200
 
 Number = float | Tensor
 Init = tuple[Tensor | None, Tensor | None] | Transport
-
-
-class _Envelope(torch.autograd.Function):
-    """The identity on what the value is differentiated by, once."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return refuse_second(_OP, grad, (grad, *ctx.saved_tensors))
-
-
-def _once(x: Tensor) -> Tensor:
-    result: Tensor = function_apply(_Envelope, x) if x.requires_grad else x
-    return result
 
 
 def _fail(expected: str, got: object) -> None:
@@ -199,21 +176,24 @@ def _value(
     eps: Tensor,
     rho: Tensor,
     differentiable: bool,
+    hard: bool,
 ) -> Tensor:
-    r"""⟨a, φ(f)⟩ + ⟨b, φ(g)⟩ − ε (ΣP − Σa Σb). The plan's mass is that of its column marginals,
-    which are exact; as a function of the costs it is Σ a e^((f − f̂)/ε)."""
+    r"""⟨a, φ(f)⟩ + ⟨b, φ(g)⟩ − ε (ΣP − Σa Σb), where both sides are known to be `hard` without φ.
+    The plan's mass is that of its column marginals, which are exact; as a function of the costs it
+    is Σ a e^((f − f̂)/ε)."""
     here, there = a > 0, b > 0
     # An infinite potential of no weight is not to be seen.
-    of_a = a * _conjugate(torch.where(here, f, 0.0), rho[0])
-    of_b = b * _conjugate(torch.where(there, g, 0.0), rho[1])
-    dual = of_a.sum(-1) + of_b.sum(-1)
+    of_a, of_b = torch.where(here, f, 0.0), torch.where(there, g, 0.0)
+    if not hard:
+        of_a, of_b = _conjugate(of_a, rho[0]), _conjugate(of_b, rho[1])
+    dual = (a * of_a).sum(-1) + (b * of_b).sum(-1)
     if differentiable:
         raw = engine.softmin(b, g, eps, False)
         met = here & raw.isfinite()
         ratio = (torch.where(met, f, 0.0) - torch.where(met, raw, 0.0)) / eps[:, None]
         mass = torch.where(met, a * ratio.exp(), 0.0).sum(-1)
     else:
-        mass = target(b, g, rho[1]).sum(-1)
+        mass = (b if hard else target(b, g, rho[1])).sum(-1)
     return dual - eps * (mass - a.sum(-1) * b.sum(-1))
 
 
@@ -232,7 +212,7 @@ class _Value(torch.autograd.Function):
         rho: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        return _value(engine.replaced(*tensors), a, b, f, g, eps, rho, True)
+        return _value(engine.replaced(*tensors), a, b, f, g, eps, rho, True, False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -247,7 +227,8 @@ class _Value(torch.autograd.Function):
             # Other tensors than those on which f and g depend.
             inputs = [t.view_as(t) if t.requires_grad else t for t in inputs]
             a, b, eps, rho, *tensors = inputs
-            value = _value(ctx.engine.replaced(*tensors), a, b, f, g, eps, rho, True)
+            engine = ctx.engine.replaced(*tensors)
+            value = _value(engine, a, b, f, g, eps, rho, True, False)
             wanted = [t for t in inputs if t.requires_grad]
             found = torch.autograd.grad(value, wanted, grad, create_graph=twice, allow_unused=True)
         grads = iter(found)
@@ -370,10 +351,13 @@ def sinkhorn(
     -----
     In the log domain, in float32 (float64 of float64 costs) with potentials in double; halves are
     read as they are. A potential has the rounding error of float32 relative to ``eps`` as well as
-    to the costs, which counts where ``eps`` is far above them. On the CPU a full iteration reads
-    the cost once and computes one exponential an element, on a GPU twice; without ``storage``
-    nothing of the size of the cost is allocated. Problems that have converged are skipped. No call
-    waits for the device, and results have the same bits for any number of threads.
+    to the costs, which counts where ``eps`` is far above them. Problems of at most 128 points on
+    either side, without Anderson's or the adaptive acceleration and without ``scaling``, are solved
+    by one kernel from their first iteration to their last, in the scaling form around shifts that
+    move where it would leave the range of float. Others read the cost in every full iteration: on
+    the CPU once, with one exponential an element, on a GPU twice; without ``storage`` nothing of
+    the size of the cost is allocated. Problems that have converged are skipped. No call waits for
+    the device, and results have the same bits for any number of threads.
 
     References
     ----------
@@ -417,15 +401,17 @@ def sinkhorn(
         _fail("`gradient` unroll with tol=None, without acceleration and scaling", "them")
 
     (mask_a, mask_b), (many_a, many_b) = _pair("mask", mask), _pair("lengths", lengths)
+    chosen = any(t is not None for t in (a, b, mask, lengths, rho)) or isinstance(eps, Tensor)
     a = _weights("a", a, mask_a, many_a, (*batch, n), like)
     b = _weights("b", b, mask_b, many_b, (*batch, m), like)
     if normalize:
         a, b = (w / w.sum(-1, keepdim=True) for w in (a, b))
     # What takes no part has no gradient.
-    a, b = (torch.where(w == 0, w.detach(), w) for w in (a, b))
+    a, b = (torch.where(w == 0, w.detach(), w) if w.requires_grad else w for w in (a, b))
     e = _number("eps", eps, batch, like)
     reach = _reach(rho, batch, like)
-    _check_values(a, b, e, reach, cost, check)
+    if chosen or check:
+        _check_values(a, b, e, reach, cost, check)
     if entropy == "plain" and rho is not None:
         _fail("`entropy` plain with hard marginals", f"rho {rho}")
 
@@ -455,14 +441,14 @@ def sinkhorn(
             found = implicit(engine, found, a, b, e, reach, _ITERATIONS_OF_CG)
     envelope = gradient == "envelope"
     if envelope and wanted:
-        a, b, e, reach = (_once(t) for t in (a, b, e, reach))
-        engine = engine.replaced(*(_once(t) for t in engine.tensors))
+        a, b, e, reach = (once(_OP, t) for t in (a, b, e, reach))
+        engine = engine.replaced(*(once(_OP, t) for t in engine.tensors))
     f, g = found.f, found.g
     value: Tensor
     if gradient == "implicit" and wanted:
         value = function_apply(_Value, engine, f, g, a, b, e, reach, *engine.tensors)
     else:
-        value = _value(engine, a, b, f, g, e, reach, wanted)
+        value = _value(engine, a, b, f, g, e, reach, wanted, rho is None)
     if entropy == "plain":
         mass, own = a.sum(-1), torch.special.xlogy(a, a).sum(-1)
         own = own + torch.special.xlogy(b, b).sum(-1)
