@@ -16,6 +16,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """What a test draws without a generator does not depend on the tests before it, or on luck."""
+    import torch
+
+    torch.manual_seed(0x5EED)
+
+
 def _tool(name: str) -> str:
     path = shutil.which(name) or str(Path(sys.executable).parent / name)
     assert Path(path).exists(), f"the tests need {name}: pip install {name}"
