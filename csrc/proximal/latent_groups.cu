@@ -11,17 +11,15 @@ constexpr int kStepThreads = 256, kElementThreads = 256;
 // Elements of a part that a team of a whole warp holds in registers.
 constexpr int kOwn = 4;
 
-// Of elements in stripes: what step(e) makes of each in `values`, and the sums over all lanes.
+// The elements of a part that a thread of a team has: one of each stripe.
 struct TeamStripe {
   int lane, team;
-  __device__ __forceinline__ int64_t at(int k) const {
-    return static_cast<int64_t>(k) * team + lane;
-  }
+  __device__ __forceinline__ int at(int k) const { return k * team + lane; }
 };
 
 // A step of each group in [first, last), by teams of threads that hold up to K elements each.
 template <typename C, int K>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, 4)
     latent_teams_kernel(LatentGroups a, C* steps, int64_t first, int64_t last, int team) {
   const TeamStripe own{static_cast<int>(threadIdx.x) % team, team};
   const int teams = kStepThreads / team;
@@ -37,7 +35,7 @@ __global__ void __launch_bounds__(kStepThreads)
     int64_t index[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t e = own.at(k);
+      const int e = own.at(k);
       s[k] = 0.0;
       index[k] = 0;
       if (e >= length) continue;
@@ -49,7 +47,7 @@ __global__ void __launch_bounds__(kStepThreads)
     const double share = latent_share(regkern::sqrt(squares), latent_threshold<C>(a, group));
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t e = own.at(k);
+      const int e = own.at(k);
       if (e >= length) continue;
       if (steps != nullptr) steps[begin * span + e] = static_cast<C>(s[k]);
       a.parts[begin * span + e] = share * s[k];
@@ -59,7 +57,7 @@ __global__ void __launch_bounds__(kStepThreads)
 }
 
 template <typename C, int K>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, 4)
     latent_teams_back_kernel(LatentGroups a, const C* steps, double* slopes, int64_t first,
                              int64_t last, int team) {
   const TeamStripe own{static_cast<int>(threadIdx.x) % team, team};
@@ -74,7 +72,7 @@ __global__ void __launch_bounds__(kStepThreads)
     double s[K], d[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t e = own.at(k);
+      const int e = own.at(k);
       s[k] = d[k] = 0.0;
       if (e >= length) continue;
       s[k] = static_cast<double>(steps[begin * span + e]);
@@ -87,7 +85,7 @@ __global__ void __launch_bounds__(kStepThreads)
     if (own.lane == 0) slopes[group] += latent_slope(norm, threshold, along);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int64_t e = own.at(k);
+      const int e = own.at(k);
       if (e >= length) continue;
       const int64_t i = latent_index(a, begin, e);
       const double both = latent_reverse(a.rest[i], d[k], s[k], norm, threshold, along);

@@ -78,13 +78,14 @@ REGKERN_HD double latent_slope(double norm, double threshold, double along) {
   return norm <= threshold ? 0.0 : along / norm;
 }
 
-// Where in x the element e of the part that begins at the place `begin` is.
-REGKERN_HD int64_t latent_index(const LatentGroups& a, int64_t begin, int64_t e) {
-  const int64_t span = a.outer * a.inner;
+// Where in x the element e of the part that begins at the place `begin` is. I holds the numbers of
+// elements of a part: divisions of 64 bits are calls on a GPU.
+template <typename I>
+REGKERN_HD int64_t latent_index(const LatentGroups& a, int64_t begin, I e) {
+  const I span = static_cast<I>(a.outer * a.inner), inner = static_cast<I>(a.inner);
   if (span == 1) return a.members[begin + e];
-  const int64_t member = e / span, within = e % span;
-  const int64_t o = within / a.inner, k = within % a.inner;
-  return (o * a.n + a.members[begin + member]) * a.inner + k;
+  const I member = e / span, within = e % span;
+  return (within / inner * a.n + a.members[begin + member]) * inner + within % inner;
 }
 
 }  // namespace regkern::proximal
