@@ -19,7 +19,7 @@ struct TeamStripe {
 
 // A step of each group in [first, last), by teams of threads that hold up to K elements each.
 template <typename C, int K>
-__global__ void __launch_bounds__(kStepThreads, 4)
+__global__ void __launch_bounds__(kStepThreads, 3)
     latent_teams_kernel(LatentGroups a, C* steps, int64_t first, int64_t last, int team) {
   const TeamStripe own{static_cast<int>(threadIdx.x) % team, team};
   const int teams = kStepThreads / team;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kStepThreads, 4)
 }
 
 template <typename C, int K>
-__global__ void __launch_bounds__(kStepThreads, 4)
+__global__ void __launch_bounds__(kStepThreads, 3)
     latent_teams_back_kernel(LatentGroups a, const C* steps, double* slopes, int64_t first,
                              int64_t last, int team) {
   const TeamStripe own{static_cast<int>(threadIdx.x) % team, team};
