@@ -24,6 +24,21 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(alpha, beta, output)
 
 
+# Of torch, which has no fake kernel of it: without one a traced backward stops there.
+@torch.library.custom_op(
+    "regkern_torch::dirichlet_grad",
+    mutates_args=(),
+    schema="(Tensor x, Tensor alpha, Tensor total) -> Tensor",
+)
+def _dirichlet_grad(x: Tensor, alpha: Tensor, total: Tensor) -> Tensor:
+    return torch._dirichlet_grad(x, alpha, total)
+
+
+@_dirichlet_grad.register_fake
+def _(x: Tensor, alpha: Tensor, total: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @once_only("beta_noise")
 def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     # (ε, 1 − ε) is a Dirichlet variate: the distribution function held fixed, its derivatives by
@@ -31,7 +46,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     alpha, beta, eps = ctx.saved_tensors
     pair, both = torch.stack([eps, 1.0 - eps], -1), torch.stack([alpha, beta], -1)
     total = (alpha + beta).unsqueeze(-1).expand_as(both).contiguous()
-    slopes = torch._dirichlet_grad(pair, both, total)
+    slopes: Tensor = _dirichlet_grad(pair, both, total)
     incoming = torch.stack([g, torch.zeros_like(g)], -1)
     both_grads = slopes * (incoming - (pair * incoming).sum(-1, keepdim=True))
     return both_grads[..., 0], both_grads[..., 1], None

@@ -62,14 +62,12 @@ _prox_backward = register("latent_group_prox_backward", _fake_backward)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, members, offsets, longest, colours, places, place_offsets, weights, t, _, keep = inputs
-    if not keep and any(ctx.needs_input_grad):
-        raise RuntimeError(
-            "regkern::latent_group_prox: expected `keep` for a derivative, got False"
-        )
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, members, offsets, places, place_offsets, weights, t, output[1])
-    ctx.given = longest, colours
+    x, members, offsets, longest, colours, places, place_offsets, weights, t, sweeps, keep = inputs
+    steps = output[1]
+    ctx.mark_non_differentiable(steps)
+    kept = steps if keep else None
+    ctx.save_for_backward(x, members, offsets, places, place_offsets, weights, t, kept)
+    ctx.given = longest, colours, sweeps
 
 
 def _composed(x: Tensor, weights: Tensor, t: Tensor, groups: LatentGroups, sweeps: int) -> Tensor:
@@ -103,15 +101,18 @@ def _composed(x: Tensor, weights: Tensor, t: Tensor, groups: LatentGroups, sweep
 
 def _backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
     x, members, offsets, places, place_offsets, weights, t, steps = ctx.saved_tensors
-    longest, colours = ctx.given
+    longest, colours, sweeps = ctx.given
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         groups = LatentGroups(members, offsets, longest, colours, places, place_offsets)
 
         def run(x: Tensor, weights: Tensor, t: Tensor) -> Tensor:
-            return _composed(x, weights, t, groups, steps.shape[0])
+            return _composed(x, weights, t, groups, sweeps)
 
         dx, dw, dt = torch.func.vjp(run, x, weights, t)[1](g)
         return dx, None, None, None, None, None, None, dw, dt, None, None
+    if steps is None:  # a raw call without `keep`: they are taken once more
+        groups = LatentGroups(members, offsets, longest, colours, places, place_offsets)
+        _, steps = _prox(x, *groups, weights, t, sweeps, True)
     dx, slopes = _prox_backward(
         g, steps, members, offsets, longest, colours, places, place_offsets, weights, t
     )
