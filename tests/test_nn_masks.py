@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import regkern
 import torch
+import torch._dynamo.testing
 from regkern.nn import (
     CutMix,
     DropBlock1d,

@@ -20,7 +20,8 @@ from regkern.masks.subsets import (
     patch_partition,
     subset_masks,
 )
-from regkern.nn.masks.patches import HardnessSchedule, PatchDropout, PatchMask
+from regkern.nn.masks.patches import PatchDropout, PatchMask
+from regkern.nn.masks.schedule import HardnessSchedule
 from regkern.reference import patches as reference
 from rivals_shim import rival
 from sample import seed

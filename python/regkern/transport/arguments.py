@@ -90,3 +90,31 @@ def check_mass(op: str, a: Tensor, b: Tensor) -> None:
         raise ValueError(
             f"regkern.{op}: expected `a` and `b` of the same total, got {ours} and {theirs}"
         )
+
+
+def problem_of(
+    op: str, cost: Tensor | None, x: Tensor | None, y: Tensor | None
+) -> tuple[tuple[int, ...], int, int, Tensor]:
+    """Of a cost (..., n, m), or points (..., n, d) and (..., m, d): the batch, n, m, and what is on
+    the device and of the dtype of the problem."""
+    if (cost is None) == (x is None or y is None) or (x is None) != (y is None):
+        raise ValueError(f"regkern.{op}: expected `cost`, or `x` and `y`, got both or neither")
+
+    def fail(expected: str, got: object) -> None:
+        raise ValueError(f"regkern.{op}: expected {expected}, got {got}")
+
+    if cost is not None:
+        checks.floating(op, "cost", cost)
+        if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
+            fail("`cost` of shape (..., n, m), neither of them 0", tuple(cost.shape))
+        return tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1], cost
+    assert x is not None
+    assert y is not None
+    for name, t in (("x", x), ("y", y)):
+        checks.floating(op, name, t)
+        if t.dim() < 2 or t.shape[-2] == 0:
+            fail(f"`{name}` of shape (..., points, dimensions)", tuple(t.shape))
+    if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or x.dtype != y.dtype:
+        fail(f"`y` of shape (..., m, d) like `x` {tuple(x.shape)}", tuple(y.shape))
+    checks.on_device(op, "y", y, x)
+    return tuple(x.shape[:-2]), x.shape[-2], y.shape[-2], x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
-from regkern.transport.arguments import number_of, once, readable, weights_of
+from regkern.transport.arguments import number_of, once, problem_of, readable, weights_of
 from regkern.transport.dense import DenseCost
 from regkern.transport.implicit import Engine
 from regkern.transport.points import COSTS, PointCost
@@ -163,26 +163,7 @@ def partial_transport(
     checks.one_of(_OP, "cost_fn", cost_fn, COSTS)
     checks.at_least(_OP, "max_iter", max_iter, 1)
     checks.at_least(_OP, "check_every", check_every, 1)
-    if (cost is None) == (x is None or y is None) or (x is None) != (y is None):
-        raise ValueError(f"regkern.{_OP}: expected `cost`, or `x` and `y`, got both or neither")
-    if cost is not None:
-        checks.floating(_OP, "cost", cost)
-        if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
-            _fail("`cost` of shape (..., n, m), neither of them 0", tuple(cost.shape))
-        batch, n, m = tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1]
-        like = cost
-    else:
-        assert x is not None
-        assert y is not None
-        for name, t in (("x", x), ("y", y)):
-            checks.floating(_OP, name, t)
-            if t.dim() < 2 or t.shape[-2] == 0:
-                _fail(f"`{name}` of shape (..., points, dimensions)", tuple(t.shape))
-        if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or x.dtype != y.dtype:
-            _fail(f"`y` of shape (..., m, d) like `x` {tuple(x.shape)}", tuple(y.shape))
-        checks.on_device(_OP, "y", y, x)
-        batch, n, m = tuple(x.shape[:-2]), x.shape[-2], y.shape[-2]
-        like = x
+    batch, n, m, like = problem_of(_OP, cost, x, y)
     if tol is not None:
         if not tol > 0:
             _fail("`tol` to be positive or None", tol)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply
-from regkern.transport.arguments import is_eager, once, readable
+from regkern.transport.arguments import is_eager, once, problem_of, readable
 from regkern.transport.dense import DenseCost, Settings
 from regkern.transport.implicit import Engine, implicit, target, unrolled
 from regkern.transport.result import Transport
@@ -375,26 +375,7 @@ def sinkhorn(
         checks.one_of(_OP, "storage", storage, ("kernel",))
         if cost is None:
             _fail("`storage` None of points, whose kernel is never stored", repr(storage))
-    if (cost is None) == (x is None or y is None) or (x is None) != (y is None):
-        raise ValueError(f"regkern.{_OP}: expected `cost`, or `x` and `y`, got both or neither")
-    if cost is not None:
-        checks.floating(_OP, "cost", cost)
-        if cost.dim() < 2 or cost.shape[-1] == 0 or cost.shape[-2] == 0:
-            _fail("`cost` of shape (..., n, m), neither of them 0", tuple(cost.shape))
-        batch, n, m = tuple(cost.shape[:-2]), cost.shape[-2], cost.shape[-1]
-        like = cost
-    else:
-        assert x is not None
-        assert y is not None
-        for name, t in (("x", x), ("y", y)):
-            checks.floating(_OP, name, t)
-            if t.dim() < 2 or t.shape[-2] == 0:
-                _fail(f"`{name}` of shape (..., points, dimensions)", tuple(t.shape))
-        if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1] or x.dtype != y.dtype:
-            _fail(f"`y` of shape (..., m, d) like `x` {tuple(x.shape)}", tuple(y.shape))
-        checks.on_device(_OP, "y", y, x)
-        batch, n, m = tuple(x.shape[:-2]), x.shape[-2], y.shape[-2]
-        like = x
+    batch, n, m, like = problem_of(_OP, cost, x, y)
     count = math.prod(batch)
     settings = _settings(tol, max_iter, check_every, acceleration, scaling, like)
     if gradient == "unroll" and (tol is not None or settings.acceleration != "none" or scaling):

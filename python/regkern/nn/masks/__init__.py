@@ -19,13 +19,13 @@ from regkern.nn.masks.noise import (
     NoiseInject,
 )
 from regkern.nn.masks.patches import (
-    HardnessSchedule,
     PatchDropout,
     PatchMask,
 )
 from regkern.nn.masks.schedule import (
     CurriculumSchedule,
     EarlySchedule,
+    HardnessSchedule,
     LateSchedule,
     LinearSchedule,
     linear_schedule,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -178,72 +178,3 @@ class PatchDropout(nn.Module):
     def extra_repr(self) -> str:
         text = f"p={self.p:g}, prefix={self.prefix}"
         return text + (", return_indices=True" if self.return_indices else "")
-
-
-class HardnessSchedule:
-    r"""Moves alpha of `PatchMask` layers from easy to hard in equal steps.
-
-    .. math::
-        \alpha_t = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \min(t / \mathrm{steps}, 1)
-
-    ``step()`` goes from t to t + 1. Where alpha is a tensor it is filled in place, which recompiles
-    nothing.
-
-    Parameters
-    ----------
-    model : nn.Module or iterable of layers
-        Of which the `PatchMask` layers of kind ``hard`` are taken.
-    start, stop : float
-        In [0, 1].
-    steps : int
-        Calls of ``step()`` until alpha = stop, at least 1.
-
-    References
-    ----------
-    Wang et al., "Hard patches mining for masked image modeling", CVPR 2023: from 0 to 0.5.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | Iterable[nn.Module],
-        start: float,
-        stop: float,
-        steps: int,
-    ) -> None:
-        op = "HardnessSchedule"
-        layers = model.modules() if isinstance(model, nn.Module) else model
-        self.layers = [m for m in layers if isinstance(m, PatchMask) and m.kind == "hard"]
-        if not self.layers:
-            raise ValueError(f"regkern.{op}: expected PatchMask layers of kind 'hard', got none")
-        checks.probability(op, "start", start)
-        checks.probability(op, "stop", stop)
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"regkern.{op}: expected `steps` to be an int, got {steps!r}")
-        checks.at_least(op, "steps", steps, 1)
-        self.start, self.stop, self.steps = start, stop, steps
-        self.count = 0
-        self._set()
-
-    @property
-    def alpha(self) -> float:
-        """The present value."""
-        done = min(self.count, self.steps) / self.steps
-        return self.start * (1.0 - done) + self.stop * done
-
-    def _set(self) -> None:
-        for layer in self.layers:
-            if isinstance(layer.alpha, Tensor):
-                layer.alpha.fill_(self.alpha)
-            else:
-                layer.alpha = self.alpha
-
-    def step(self) -> None:
-        self.count += 1
-        self._set()
-
-    def state_dict(self) -> dict[str, int]:
-        return {"count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.count = state["count"]
-        self._set()

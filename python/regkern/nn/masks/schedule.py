@@ -12,6 +12,7 @@ from regkern import _checks as checks
 from regkern.nn.masks.drop_block import _DropBlock
 from regkern.nn.masks.dropout import _Dropout
 from regkern.nn.masks.low_rank import LoRADropoutLinear
+from regkern.nn.masks.patches import PatchMask
 from regkern.nn.masks.weights import Mixout, WeightDropout
 
 #: What has a probability `p` that a schedule may set.
@@ -19,30 +20,31 @@ _SCHEDULED = (_DropBlock, _Dropout, LoRADropoutLinear, Mixout, WeightDropout)
 
 
 class _Schedule:
-    """p as a function of the steps made; the counter lives here."""
+    """A number of layers as a function of the steps made; the counter lives here."""
 
     op: str
+    attribute = "p"  # of the layers, and of the schedule
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self.layers: list[Any] = [layer for layer in layers if isinstance(layer, _SCHEDULED)]
-        if not self.layers:
-            raise ValueError(
-                f"regkern.{self.op}: expected layers of regkern's dropout or DropBlock, got none"
-            )
+        self.layers: list[Any] = self._layers_of(layers)
         self.count = 0
         self._set()
 
-    @property
-    def p(self) -> float:
-        """The present value."""
-        raise NotImplementedError
+    def _layers_of(self, layers: Iterable[nn.Module]) -> list[Any]:
+        found = [layer for layer in layers if isinstance(layer, _SCHEDULED)]
+        if not found:
+            raise ValueError(
+                f"regkern.{self.op}: expected layers of regkern's dropout or DropBlock, got none"
+            )
+        return found
 
     def _set(self) -> None:
+        number = getattr(self, self.attribute)
         for layer in self.layers:
-            if isinstance(layer.p, Tensor):
-                layer.p.fill_(self.p)
+            if isinstance(getattr(layer, self.attribute), Tensor):
+                getattr(layer, self.attribute).fill_(number)
             else:
-                layer.p = self.p
+                setattr(layer, self.attribute, number)
 
     def step(self) -> None:
         self.count += 1
@@ -62,7 +64,22 @@ class _Schedule:
         return steps
 
 
-class LinearSchedule(_Schedule):
+class _Line(_Schedule):
+    """From start to stop in equal steps."""
+
+    def __init__(self, layers: Iterable[nn.Module], start: float, stop: float, steps: int) -> None:
+        checks.probability(self.op, "start", start)
+        checks.probability(self.op, "stop", stop)
+        self.start, self.stop, self.steps = start, stop, self._steps("steps", steps)
+        super().__init__(layers)
+
+    def _present(self) -> float:
+        # Both ends are met exactly.
+        done = min(self.count, self.steps) / self.steps
+        return self.start * (1.0 - done) + self.stop * done
+
+
+class LinearSchedule(_Line):
     r"""Moves p of dropout and DropBlock layers in equal steps.
 
     .. math:: p_t = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \min(t / \mathrm{steps}, 1)
@@ -87,18 +104,57 @@ class LinearSchedule(_Schedule):
 
     op = "linear_schedule"
 
-    def __init__(self, layers: Iterable[nn.Module], start: float, stop: float, steps: int) -> None:
-        checks.probability(self.op, "start", start)
-        checks.probability(self.op, "stop", stop)
-        self.start, self.stop, self.steps = start, stop, self._steps("steps", steps)
-        super().__init__(layers)
-
     @property
     def p(self) -> float:
         """The present value."""
-        # Both ends are met exactly.
-        done = min(self.count, self.steps) / self.steps
-        return self.start * (1.0 - done) + self.stop * done
+        return self._present()
+
+
+class HardnessSchedule(_Line):
+    r"""Moves alpha of `PatchMask` layers from easy to hard in equal steps.
+
+    .. math::
+        \alpha_t = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \min(t / \mathrm{steps}, 1)
+
+    ``step()`` goes from t to t + 1. Where alpha is a tensor it is filled in place, which recompiles
+    nothing.
+
+    Parameters
+    ----------
+    model : nn.Module or iterable of layers
+        Of which the `PatchMask` layers of kind ``hard`` are taken.
+    start, stop : float
+        In [0, 1].
+    steps : int
+        Calls of ``step()`` until alpha = stop, at least 1.
+
+    References
+    ----------
+    Wang et al., "Hard patches mining for masked image modeling", CVPR 2023: from 0 to 0.5.
+    """
+
+    op = "HardnessSchedule"
+    attribute = "alpha"
+
+    def __init__(
+        self, model: nn.Module | Iterable[nn.Module], start: float, stop: float, steps: int
+    ) -> None:
+        super().__init__(
+            model.modules() if isinstance(model, nn.Module) else model, start, stop, steps
+        )
+
+    def _layers_of(self, layers: Iterable[nn.Module]) -> list[Any]:
+        found = [m for m in layers if isinstance(m, PatchMask) and m.kind == "hard"]
+        if not found:
+            raise ValueError(
+                f"regkern.{self.op}: expected PatchMask layers of kind 'hard', got none"
+            )
+        return found
+
+    @property
+    def alpha(self) -> float:
+        """The present value."""
+        return self._present()
 
 
 class EarlySchedule(_Schedule):
