@@ -9,9 +9,10 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import dense_like, register
+from regkern.masks.erasing import check_images
 from regkern.masks.mixing import PAIRINGS, Pairing
 from regkern.masks.mixing import _params as _mix_params
-from regkern.masks.shapes import cell_bits, check_images, mask_mix
+from regkern.masks.shapes import cell_bits, mask_mix
 from regkern.random import resolve_seed
 
 # ---- raw ops: fake kernels and autograd ----

@@ -76,7 +76,7 @@ def _fill(op: str, value: Fill, x: Tensor) -> tuple[str, Tensor | None]:
         checks.one_of(op, "value", value, ("channel", "pixel"))
         checks.floating(op, "x", x)
         return value, None
-    values = _numbers(value, x)
+    values = numbers_of(value, x)
     count = values.numel()
     # Not `in`: under torch.compile membership does not compare symbolic sizes.
     if count != 1 and count != x.shape[1]:
@@ -86,7 +86,7 @@ def _fill(op: str, value: Fill, x: Tensor) -> tuple[str, Tensor | None]:
     return "value", values
 
 
-def _numbers(value: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
+def numbers_of(value: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
     """float64 on x's device. Filled there: a copy from the host would wait for the GPU."""
     if isinstance(value, Tensor):
         return value.detach().reshape(-1).to(x.device, torch.float64)
@@ -95,7 +95,8 @@ def _numbers(value: float | Sequence[float] | Tensor, x: Tensor) -> Tensor:
     return filled[0] if len(filled) == 1 else torch.cat(filled)
 
 
-def _check_input(op: str, x: Tensor) -> None:
+def check_images(op: str, x: Tensor) -> None:
+    """Images, (N, C, H, W) or (N, C, T, H, W), of a floating dtype or bytes."""
     checks.tensor(op, "x", x)
     if x.dtype != torch.uint8:
         checks.floating(op, "x", x)
@@ -198,7 +199,7 @@ def _random_erasing(
     generator: torch.Generator | None,
     **options: Any,
 ) -> Tensor:
-    _check_input(op, x)
+    check_images(op, x)
     fill, values = _fill(op, value, x)
     if box is None or fill != "value":
         seed = resolve_seed(op, x, seed, generator)
@@ -326,7 +327,7 @@ def cutout(
     2017.
     """
     op = "cutout"
-    _check_input(op, x)
+    check_images(op, x)
     checks.at_least(op, "size", size, 1)
     checks.at_least(op, "holes", holes, 1)
     checks.probability(op, "p", p)

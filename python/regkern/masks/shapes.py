@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import dense_like, function_apply, register
-from regkern.masks.erasing import random_erasing, random_erasing_
+from regkern.masks.erasing import check_images, numbers_of, random_erasing, random_erasing_
 from regkern.random import resolve_seed
 
 Value = float | Sequence[float] | Tensor
@@ -90,26 +90,9 @@ class _InPlace(torch.autograd.Function):
 # ---- public functions ----
 
 
-def check_images(op: str, x: Tensor) -> None:
-    """Images, (N, C, H, W) or (N, C, T, H, W), of a floating dtype or bytes."""
-    checks.tensor(op, "x", x)
-    if x.dtype != torch.uint8:
-        checks.floating(op, "x", x)
-    if x.dim() not in (4, 5):
-        raise ValueError(
-            f"regkern.{op}: expected `x` of shape (N, C, H, W) or (N, C, T, H, W), got "
-            f"{tuple(x.shape)}"
-        )
-
-
 def _values(op: str, value: Value, x: Tensor) -> Tensor:
-    """float64 on x's device. Filled there: a copy from the host would wait for the GPU."""
-    if isinstance(value, Tensor):
-        values = value.detach().reshape(-1).to(x.device, torch.float64)
-    else:
-        numbers = [value] if isinstance(value, int | float) else list(value)
-        filled = [torch.full((1,), v, dtype=torch.float64, device=x.device) for v in numbers]
-        values = torch.cat(filled) if len(filled) != 1 else filled[0]
+    """One number, or one for each channel, in float64."""
+    values = numbers_of(value, x)
     count = values.numel()
     # Not `in`: under torch.compile membership does not compare symbolic sizes.
     if count != 1 and count != x.shape[1]:

@@ -25,7 +25,23 @@ class _WeightMask(nn.Module):
         return w
 
 
-class WeightDropout(_WeightMask):
+class _DroppedWeight(_WeightMask):
+    """With a probability of its own, and dimensions that share their fate."""
+
+    def __init__(
+        self, p: float | Tensor, shared: int | Sequence[int], generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        checks.probability(type(self).__name__, "p", p)
+        self.p = p
+        self.shared = shared
+        self.generator = generator
+
+    def extra_repr(self) -> str:
+        return f"p={float(self.p):g}"
+
+
+class WeightDropout(_DroppedWeight):
     r"""DropConnect: dropout of the weights, drawn anew whenever they are read.
 
     .. math:: \hat W = W \odot M \cdot \frac{1}{1 - p}, \qquad M \sim \mathrm{Bernoulli}(1 - p)
@@ -57,12 +73,8 @@ class WeightDropout(_WeightMask):
         scale: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        checks.probability("WeightDropout", "p", p)
-        self.p = p
-        self.shared = shared
+        super().__init__(p, shared, generator)
         self.scale = scale
-        self.generator = generator
 
     def forward(self, w: Tensor) -> Tensor:
         return dropout(
@@ -74,11 +86,8 @@ class WeightDropout(_WeightMask):
             generator=self.generator if self.training else None,
         )
 
-    def extra_repr(self) -> str:
-        return f"p={float(self.p):g}"
 
-
-class Mixout(_WeightMask):
+class Mixout(_DroppedWeight):
     r"""Mixout with the weights of the moment it is built, or with given ones.
 
     .. math::
@@ -112,13 +121,9 @@ class Mixout(_WeightMask):
         author_grad: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        checks.probability("Mixout", "p", p)
+        super().__init__(p, shared, generator)
         self.register_buffer("pretrained", pretrained.detach().clone())
-        self.p = p
-        self.shared = shared
         self.author_grad = author_grad
-        self.generator = generator
 
     def forward(self, w: Tensor) -> Tensor:
         return mixout(
@@ -130,9 +135,6 @@ class Mixout(_WeightMask):
             author_grad=self.author_grad,
             generator=self.generator if self.training else None,
         )
-
-    def extra_repr(self) -> str:
-        return f"p={float(self.p):g}"
 
 
 class SubnetworkAnnealing(_WeightMask):
