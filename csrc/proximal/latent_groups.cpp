@@ -39,16 +39,17 @@ inline void each_element(const LatentGroups& a, int64_t begin, int64_t length, c
   }
 }
 
-// Σ x_e y_e in the order of square_sum.
-template <typename X>
-inline double product_sum(const X* x, const double* y, int64_t n) {
+// Σ x_e y_e in the order of square_sum, in double.
+template <typename X, typename Y>
+inline double product_sum(const X* x, const Y* y, int64_t n) {
   double total = 0.0;
   for (int64_t begin = 0; begin < n; begin += kSegment) {
     const int64_t left = n - begin;
     const X* const own = x + begin;
-    const double* const other = y + begin;
-    total += segment_sum<double>(static_cast<int>(left < kSegment ? left : kSegment),
-                                 [=](int i) { return static_cast<double>(own[i]) * other[i]; });
+    const Y* const other = y + begin;
+    total += segment_sum<double>(static_cast<int>(left < kSegment ? left : kSegment), [=](int i) {
+      return static_cast<double>(own[i]) * static_cast<double>(other[i]);
+    });
   }
   return total;
 }
@@ -103,16 +104,7 @@ inline void step_back(const LatentGroups& a, int64_t group, int64_t begin, int64
   double* const rest = a.rest;
   const C* const s = steps + begin * span;
   each_element(a, begin, length, [=](int64_t e, int64_t i) { d[e] = rest[i] - d[e]; });
-  double squares = 0.0;
-  for (int64_t at = 0; at < length; at += kSegment) {
-    const int64_t left = length - at;
-    const C* const data = s + at;
-    squares += segment_sum<double>(static_cast<int>(left < kSegment ? left : kSegment), [=](int i) {
-      const double x = static_cast<double>(data[i]);
-      return x * x;
-    });
-  }
-  const double along = product_sum(s, d, length), norm = regkern::sqrt(squares);
+  const double along = product_sum(s, d, length), norm = regkern::sqrt(product_sum(s, s, length));
   const double threshold = latent_threshold<C>(a, group);
   *slope += latent_slope(norm, threshold, along);
   each_element(a, begin, length, [=](int64_t e, int64_t i) {

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/op_index.h"
 #include "proximal/latent_groups.h"
 #include "proximal/op.h"
 
@@ -19,24 +20,6 @@ void check_list(const Checks& check, const Tensor& t, const char* name, int64_t 
   check.same_device(t, name, x);
   check.dtype(t, name, ScalarType::Long, "int64");
   check.shape(t, name, {count});
-}
-
-// Offsets that do not fall from 0 to `end`, where they can be looked at.
-void check_offsets(const Checks& check, const Tensor& offsets, const char* name, int64_t end) {
-  if constexpr (!kValuesReadable) return;
-  const auto* at = const_data<int64_t>(offsets);
-  bool ok = at[0] == 0 && at[offsets.numel() - 1] == end;
-  for (int64_t i = 1; i < offsets.numel(); ++i) ok = ok & (at[i] >= at[i - 1]);
-  check.that(ok, std::string("`") + name + "` that do not fall, from 0 to " + std::to_string(end),
-             "others");
-}
-
-void check_indices(const Checks& check, const Tensor& t, const char* name, int64_t end) {
-  if constexpr (!kValuesReadable) return;
-  const auto* at = const_data<int64_t>(t);
-  bool ok = true;
-  for (int64_t i = 0; i < t.numel(); ++i) ok = ok & (at[i] >= 0 && at[i] < end);
-  check.that(ok, std::string("`") + name + "` in [0, " + std::to_string(end) + ")", "others");
 }
 
 LatentGroups groups_of(const Checks& check, Dtype dtype, const Tensor& x, const Tensor& members,
@@ -75,8 +58,8 @@ LatentGroups groups_of(const Checks& check, Dtype dtype, const Tensor& x, const 
   cover->weights = torch::stable::contiguous(weights);
   check_offsets(check, cover->offsets, "offsets", a.all_members);
   check_offsets(check, cover->place_offsets, "place_offsets", a.all_members);
-  check_indices(check, cover->members, "members", a.n);
-  check_indices(check, cover->places, "places", a.all_members);
+  check_indices<int64_t>(check, cover->members, "members", a.n);
+  check_indices<int64_t>(check, cover->places, "places", a.all_members);
   // Empty colours are not launched.
   cover->ends.clear();
   for (const int64_t end : colours)

@@ -1,4 +1,4 @@
-#include "core/op.h"
+#include "core/op_index.h"
 #include "sparse/spmm.h"
 
 // Products with a sparse matrix, and what they are differentiated by.
@@ -11,26 +11,6 @@ struct Pattern {
   Tensor offsets, index, t_offsets, t_index, t_order;
   SparseView by_rows, by_columns;
 };
-
-void check_view(const Checks& check, const SparseView& view, const char* offsets,
-                const char* index) {
-  if constexpr (!kValuesReadable) return;
-  bool rising = view.offsets[0] == 0 && view.offsets[view.rows] == view.nnz;
-  for (int64_t r = 0; r < view.rows; ++r)
-    rising = rising & (view.offsets[r] <= view.offsets[r + 1]);
-  check.that(
-      rising,
-      std::string("`") + offsets + "` that do not fall, from 0 to " + std::to_string(view.nnz),
-      "others");
-  uint32_t largest = 0;  // of a negative one too
-  for (int64_t e = 0; e < view.nnz; ++e) {
-    const auto i = static_cast<uint32_t>(view.index[e]);
-    largest = i > largest ? i : largest;
-  }
-  check.that(view.nnz == 0 || largest < view.columns,
-             std::string("`") + index + "` in [0, " + std::to_string(view.columns) + ")",
-             std::to_string(static_cast<int32_t>(largest)));
-}
 
 Pattern pattern_of(const Checks& check, const Tensor& like, const Tensor& offsets,
                    const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
@@ -60,17 +40,11 @@ Pattern pattern_of(const Checks& check, const Tensor& like, const Tensor& offset
                   const_data<int64_t>(p.t_offsets),
                   const_data<int32_t>(p.t_index),
                   const_data<int32_t>(p.t_order)};
-  check_view(check, p.by_rows, "offsets", "index");
-  check_view(check, p.by_columns, "t_offsets", "t_index");
-  if constexpr (kValuesReadable) {
-    uint32_t largest = 0;
-    for (int64_t e = 0; e < nnz; ++e) {
-      const auto i = static_cast<uint32_t>(p.by_columns.order[e]);
-      largest = i > largest ? i : largest;
-    }
-    check.that(nnz == 0 || largest < nnz, "`t_order` in [0, " + std::to_string(nnz) + ")",
-               std::to_string(static_cast<int32_t>(largest)));
-  }
+  check_offsets(check, p.offsets, "offsets", nnz);
+  check_offsets(check, p.t_offsets, "t_offsets", nnz);
+  check_indices<int32_t>(check, p.index, "index", columns);
+  check_indices<int32_t>(check, p.t_index, "t_index", rows);
+  check_indices<int32_t>(check, p.t_order, "t_order", nnz);
   return p;
 }
 

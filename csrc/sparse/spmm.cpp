@@ -313,24 +313,6 @@ void sddmm_tiles(const SddmmArgs& args) {
   });
 }
 
-template <typename T>
-void spmm(const SpmmArgs& args) {
-  constexpr int kWide = sizeof(compute_t<T>) == 8 ? 32 : 64;
-  if (args.tile == kWide)
-    spmm_tiles<T, kWide>(args);
-  else
-    spmm_tiles<T, kWide / 2>(args);
-}
-
-template <typename T, bool kDx>
-void sddmm(const SddmmArgs& args) {
-  constexpr int kWide = sizeof(compute_t<T>) == 8 ? 32 : 64;
-  if (args.tile == kWide)
-    sddmm_tiles<T, kWide, kDx>(args);
-  else
-    sddmm_tiles<T, kWide / 2, kDx>(args);
-}
-
 }  // namespace
 
 void sparse_pack(const PackArgs& args, Context) {
@@ -338,16 +320,23 @@ void sparse_pack(const PackArgs& args, Context) {
 }
 
 void sparse_spmm(const SpmmArgs& args, Context) {
-  dispatch_floating(args.dtype, [&](auto zero) { spmm<decltype(zero)>(args); });
+  dispatch_floating(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    with_tile<compute_t<T>>(args.tile,
+                            [&](auto tile) { spmm_tiles<T, decltype(tile)::value>(args); });
+  });
 }
 
 void sparse_sddmm(const SddmmArgs& args, Context) {
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (args.dx != nullptr)
-      sddmm<T, true>(args);
-    else
-      sddmm<compute_t<T>, false>(args);
+    with_tile<compute_t<T>>(args.tile, [&](auto tile) {
+      constexpr int BT = decltype(tile)::value;
+      if (args.dx != nullptr)
+        sddmm_tiles<T, BT, true>(args);
+      else
+        sddmm_tiles<compute_t<T>, BT, false>(args);
+    });
   });
 }
 

@@ -191,16 +191,6 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_sddmm_kernel(SddmmArgs arg
   }
 }
 
-// call(BT) with the tile as a constant.
-template <typename C, typename Call>
-void with_tile(int tile, const Call& call) {
-  constexpr int kWide = sizeof(C) == 8 ? 32 : 64;
-  if (tile == kWide)
-    call(std::integral_constant<int, kWide>());
-  else
-    call(std::integral_constant<int, kWide / 2>());
-}
-
 }  // namespace
 
 void sparse_pack(const PackArgs& args, Context context) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "core/dtype.h"
 #include "core/isa.h"
 #include "core/macros.h"
@@ -82,6 +84,17 @@ struct SddmmArgs {
 REGKERN_HD int batch_tile(bool wide, int64_t features) {
   const int tile = features > 8192 ? 32 : 64;
   return wide ? tile / 2 : tile;
+}
+
+// call(tile) with the tile of a compute type C as a constant. Static, so that every instruction set
+// has its own copy.
+template <typename C, typename Call>
+static inline void with_tile(int tile, const Call& call) {
+  constexpr int kWide = sizeof(C) == 8 ? 32 : 64;
+  if (tile == kWide)
+    call(std::integral_constant<int, kWide>());
+  else
+    call(std::integral_constant<int, kWide / 2>());
 }
 
 template <typename C>

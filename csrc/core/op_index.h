@@ -1,0 +1,38 @@
+#pragma once
+
+#include <string>
+
+#include "core/op.h"
+
+// What a list of places must be before a kernel follows it. Looked at where that does not wait.
+
+namespace regkern {
+
+// Offsets that do not fall, from 0 to `end`.
+inline void check_offsets(const Checks& check, const Tensor& offsets, const char* name,
+                          int64_t end) {
+  if constexpr (!kValuesReadable) return;
+  const auto* at = const_data<int64_t>(offsets);
+  const int64_t last = offsets.numel() - 1;
+  bool ok = at[0] == 0 && at[last] == end;
+  for (int64_t i = 0; i < last; ++i) ok = ok & (at[i] <= at[i + 1]);
+  check.that(ok, std::string("`") + name + "` that do not fall, from 0 to " + std::to_string(end),
+             "others");
+}
+
+// Indices in [0, end).
+template <typename I>
+void check_indices(const Checks& check, const Tensor& indices, const char* name, int64_t end) {
+  if constexpr (!kValuesReadable) return;
+  const auto* at = const_data<I>(indices);
+  const int64_t count = indices.numel();
+  bool ok = true;
+  for (int64_t i = 0; i < count; ++i) ok = ok & (at[i] >= 0) & (at[i] < end);
+  if (ok) return;
+  int64_t i = 0;
+  while (at[i] >= 0 && at[i] < end) ++i;
+  check.that(false, std::string("`") + name + "` in [0, " + std::to_string(end) + ")",
+             std::to_string(at[i]));
+}
+
+}  // namespace regkern
