@@ -130,7 +130,7 @@ SAMPLES: list[Sample] = [
     _drop_block("p-high", (2, 4, 9, 9), p=0.9, block_size=2),
     _drop_block("p-tensor", (2, 3, 9, 9), p=torch.tensor(0.3), block_size=3, save="seed"),
     _drop_block("p-one", (2, 4, 9, 9), p=1.0, block_size=3),
-    _drop_block("dense-seeds", (2, 3, 70, 70), p=0.6, block_size=1),
+    _drop_block("dense-seeds", (1, 2, 70, 70), p=0.6, block_size=1),
     _drop_block("gamma-scale", (2, 3, 9, 9), p=0.3, block_size=3, gamma="paper", gamma_scale=40.0),
     _drop_block("relu", (2, 3, 9, 11), p=0.25, block_size=3, activation="relu"),
     _drop_block(

@@ -16,6 +16,9 @@ from conftest import build_library
 
 CPU_LIBRARY = Path(regkern.__file__).parent / "libregkern.so"
 
+# One process builds the library, and reads it.
+pytestmark = pytest.mark.xdist_group("cuda")
+
 
 def _nvcc() -> str | None:
     candidates = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
@@ -70,30 +73,43 @@ def cuda_library() -> Path:
     return folder / "libregkern_cuda.so"
 
 
-def _dump(library: Path, what: str) -> str:
+def _dump(library: Path, *what: str) -> str:
     cuobjdump = _cuobjdump()
     if cuobjdump is None:
         pytest.skip("no cuobjdump, in the CUDA toolkit or in Triton's wheel")
     # cuobjdump calls nvdisasm, which lies beside it.
     path = os.pathsep.join([str(Path(cuobjdump).parent), os.environ.get("PATH", "")])
-    text = _output(cuobjdump, what, str(library), path=path)
+    return _output(cuobjdump, *what, str(library), path=path)
+
+
+def _demangled(text: str) -> str:
     return _output(_tool("c++filt"), stdin=text)
 
 
 @pytest.fixture(scope="session")
-def resources(cuda_library: Path) -> dict[str, dict[str, int]]:
+def usage(cuda_library: Path) -> list[tuple[str, str, str]]:
+    """Each kernel: its symbol, its name and its line of the report."""
     text = _dump(cuda_library, "--dump-resource-usage")
-    found = re.findall(r"Function (.*):\n\s*(REG:.*)", text)
+    found = re.findall(r"Function (\S+):\n\s*(REG:.*)", text)
+    names = _demangled("\n".join(symbol for symbol, _ in found)).splitlines()
+    return [(symbol, name, line) for (symbol, line), name in zip(found, names, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def resources(usage: list[tuple[str, str, str]]) -> dict[str, dict[str, int]]:
     return {
-        name.strip(): {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
-        for name, line in found
+        name: {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
+        for _, name, line in usage
     }
 
 
 @pytest.fixture(scope="session")
-def sass(cuda_library: Path) -> dict[str, str]:
-    """The machine code of each kernel."""
-    parts = re.split(r"^\s*Function : (.*)$", _dump(cuda_library, "--dump-sass"), flags=re.M)
+def sass(cuda_library: Path, usage: list[tuple[str, str, str]]) -> dict[str, str]:
+    """The machine code of the kernels that are looked at; that of all takes minutes."""
+    wanted = re.compile("|".join(cuda_budget.WIDE_ACCESSES))
+    symbols = [symbol for symbol, name, _ in usage if wanted.search(name)]
+    text = _dump(cuda_library, "--dump-sass", "--function", ",".join(symbols))
+    parts = re.split(r"^\s*Function : (.*)$", _demangled(text), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -164,18 +180,28 @@ def test_the_cuda_runtime_is_linked_statically(cuda_library: Path) -> None:
     assert not [name for name in needed if "cuda" in name and "torch" not in name]
 
 
+@pytest.fixture(scope="session")
+def cpu_code() -> dict[str, str]:
+    """The machine code of the functions of the CPU library."""
+    text = _output(_tool("objdump"), "-d", "-C", "--no-show-raw-insn", str(CPU_LIBRARY))
+    functions = re.split(r"^[0-9a-f]+ <(.*)>:$", text, flags=re.M)
+    code: dict[str, str] = {}
+    for name, body in zip(functions[1::2], functions[2::2], strict=True):
+        code[name] = code.get(name, "") + body
+    return code
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86-64's registers")
-def test_no_mmx_register_is_used() -> None:
+def test_no_mmx_register_is_used(cpu_code: dict[str, str]) -> None:
     """An MMX instruction without `emms` leaves a full x87 stack: long doubles of others turn NaN.
 
     gcc 12 made such code of two 64-bit integers in one SSE2 vector.
     """
-    text = _output(_tool("objdump"), "-d", "--no-show-raw-insn", str(CPU_LIBRARY))
-    assert "%xmm0" in text
-    assert not re.findall(r".*%mm[0-7]\b.*", text)
+    assert any("%xmm0" in body for body in cpu_code.values())
+    assert not [name for name, body in cpu_code.items() if re.search(r"%mm[0-7]\b", body)]
 
 
-def test_no_shared_function_was_compiled_for_one_instruction_set() -> None:
+def test_no_shared_function_was_compiled_for_one_instruction_set(cpu_code: dict[str, str]) -> None:
     """The linker keeps one copy of an inline function for everybody, whoever compiled it.
 
     So nothing with external linkage may come from the objects of an instruction set but what is
@@ -186,11 +212,10 @@ def test_no_shared_function_was_compiled_for_one_instruction_set() -> None:
     assert not [name for _, kind, name in fields if kind in "WwVvu" and "isa_" in name]
     if os.uname().machine != "x86_64":
         return
-    text = _output(_tool("objdump"), "-d", "-C", "--no-show-raw-insn", str(CPU_LIBRARY))
-    functions = re.split(r"^[0-9a-f]+ <(.*)>:$", text, flags=re.M)
-    code = list(zip(functions[1::2], functions[2::2], strict=True))
     # VEX encoding starts with AVX; verr and verw are the only other instructions in v.
-    avx = {name for name, body in code if re.search(r"%[yz]mm|\tv(?!err|erw)\w+ ", body)}
+    avx = {
+        name for name, body in cpu_code.items() if re.search(r"%[yz]mm|\tv(?!err|erw)\w+ ", body)
+    }
     assert any("isa_avx512::" in name for name in avx)
     own = ("isa_avx2::", "isa_avx512::", "(anonymous namespace)::")
     assert not [name for name in avx if not any(part in name for part in own)]

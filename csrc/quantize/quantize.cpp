@@ -118,8 +118,24 @@ struct Drawn {
   };
 };
 
-// x and y may be one. `codes`: the numbers of the grid itself, unscaled.
-template <typename C, Kind kKind, Rounding kRounding, bool kScaled, bool kInside>
+// Whether n elements, scaled, are within the range of a grid. By itself: a loop that also writes
+// bytes is unrolled to the width of those.
+template <typename C>
+void find_inside(const C* x, int n, const Scales<C>* scales, C max, uint8_t* inside) {
+  if (scales != nullptr) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const C t = x[i] * scales->inverse[i];
+      inside[i] = !(t > max || t < -max);
+    }
+  } else {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) inside[i] = !(x[i] > max || x[i] < -max);
+  }
+}
+
+// x and y may be one. `codes`: the numbers of the grid itself, unscaled. `inside` may be null.
+template <typename C, Kind kKind, Rounding kRounding, bool kScaled>
 void round_tile(const QuantizeArgs& args, const C* x, int n, const Drawn<C>& drawn, int skip,
                 const Scales<C>* scales, bool codes, C* y, uint8_t* inside) {
   const Rounder r = args.rounder;
@@ -134,35 +150,45 @@ void round_tile(const QuantizeArgs& args, const C* x, int n, const Drawn<C>& dra
       const uint32_t carry = kRounding == Rounding::stochastic ? drawn.carry[skip + i]
                                                                : fixed_carry(kRounding, dropped);
       y[i] = round_cut(x[i], g, kRounding, r.saturate, carry);
-      if constexpr (kInside) inside[i] = 1;
     }
+    if (inside != nullptr) memset(inside, 1, static_cast<size_t>(n));
   } else if constexpr (kKind == Kind::floating) {
-    const C max = static_cast<C>(g.max), rescale = codes ? C(0) : C(1);
+    const C rescale = codes ? C(0) : C(1);
+    if (inside != nullptr)
+      find_inside(x, n, kScaled ? scales : nullptr, static_cast<C>(g.max), inside);
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
       const C threshold = threshold_of(i);
       const C t = kScaled ? x[i] * scales->inverse[i] : x[i];
-      if constexpr (kInside) inside[i] = !(t > max || t < -max);
       const C v = round_floating(t, g, kRounding, r.saturate, threshold);
       y[i] = kScaled ? v * (rescale == C(0) ? C(1) : scales->scale[i]) : v;
     }
   } else {
     const C low = static_cast<C>(g.low), high = static_cast<C>(g.high);
-    if (codes) {
+    if (!codes && inside == nullptr) {
 #pragma omp simd
-      for (int i = 0; i < n; ++i)
-        y[i] = clamped(round_integer(x[i] * scales->inverse[i], scales->zero_point[i], kRounding,
-                                     threshold_of(i)),
-                       low, high);
+      for (int i = 0; i < n; ++i) {
+        const C q = round_integer(x[i] * scales->inverse[i], scales->zero_point[i], kRounding,
+                                  threshold_of(i));
+        y[i] = (clamped(q, low, high) - scales->zero_point[i]) * scales->scale[i];
+      }
       return;
     }
 #pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      const C threshold = threshold_of(i);
-      const C q =
-          round_integer(x[i] * scales->inverse[i], scales->zero_point[i], kRounding, threshold);
-      if constexpr (kInside) inside[i] = !(q < low || q > high);
-      y[i] = (clamped(q, low, high) - scales->zero_point[i]) * scales->scale[i];
+    for (int i = 0; i < n; ++i)
+      y[i] = round_integer(x[i] * scales->inverse[i], scales->zero_point[i], kRounding,
+                           threshold_of(i));
+    if (inside != nullptr) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) inside[i] = !(y[i] < low || y[i] > high);
+    }
+    if (codes) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) y[i] = clamped(y[i], low, high);
+    } else {
+#pragma omp simd
+      for (int i = 0; i < n; ++i)
+        y[i] = (clamped(y[i], low, high) - scales->zero_point[i]) * scales->scale[i];
     }
   }
 }
@@ -171,37 +197,35 @@ template <typename C>
 using TileFunction = void (*)(const QuantizeArgs&, const C*, int, const Drawn<C>&, int,
                               const Scales<C>*, bool, C*, uint8_t*);
 
-template <typename C, Kind kKind, bool kScaled, bool kInside>
+template <typename C, Kind kKind, bool kScaled>
 TileFunction<C> tile_function(Rounding rounding) {
   switch (rounding) {
     case Rounding::nearest_even:
-      return round_tile<C, kKind, Rounding::nearest_even, kScaled, kInside>;
+      return round_tile<C, kKind, Rounding::nearest_even, kScaled>;
     case Rounding::nearest_away:
-      return round_tile<C, kKind, Rounding::nearest_away, kScaled, kInside>;
+      return round_tile<C, kKind, Rounding::nearest_away, kScaled>;
     case Rounding::toward_zero:
-      return round_tile<C, kKind, Rounding::toward_zero, kScaled, kInside>;
+      return round_tile<C, kKind, Rounding::toward_zero, kScaled>;
     case Rounding::floor:
-      return round_tile<C, kKind, Rounding::floor, kScaled, kInside>;
+      return round_tile<C, kKind, Rounding::floor, kScaled>;
     case Rounding::stochastic:
-      return round_tile<C, kKind, Rounding::stochastic, kScaled, kInside>;
+      return round_tile<C, kKind, Rounding::stochastic, kScaled>;
     case Rounding::noise:
-      if constexpr (kKind == Kind::integer)
-        return round_tile<C, kKind, Rounding::noise, kScaled, kInside>;
+      if constexpr (kKind == Kind::integer) return round_tile<C, kKind, Rounding::noise, kScaled>;
   }
   return nullptr;
 }
 
-template <typename C, bool kInside>
+template <typename C>
 TileFunction<C> tile_function(const QuantizeArgs& args) {
   const Rounding rounding = args.rounder.rounding;
   const bool scaled = args.scale.rule != ScaleRule::none;
   if constexpr (sizeof(C) == 4)
-    if (args.rounder.grid.kind == Kind::cut)
-      return tile_function<C, Kind::cut, false, kInside>(rounding);
+    if (args.rounder.grid.kind == Kind::cut) return tile_function<C, Kind::cut, false>(rounding);
   if (args.rounder.grid.kind == Kind::integer)
-    return tile_function<C, Kind::integer, true, kInside>(rounding);
-  return scaled ? tile_function<C, Kind::floating, true, kInside>(rounding)
-                : tile_function<C, Kind::floating, false, kInside>(rounding);
+    return tile_function<C, Kind::integer, true>(rounding);
+  return scaled ? tile_function<C, Kind::floating, true>(rounding)
+                : tile_function<C, Kind::floating, false>(rounding);
 }
 
 // The bits of n elements from e on. A word that a neighbouring run may share is changed atomically;
@@ -312,7 +336,7 @@ template <typename C>
 class Walk {
  public:
   explicit Walk(const QuantizeArgs& args) : args_(args), b_(args.blocks) {
-    round_ = args.inside != nullptr ? tile_function<C, true>(args) : tile_function<C, false>(args);
+    round_ = tile_function<C>(args);
     random_ = is_random(args.rounder.rounding);
     codes_ =
         args.store == Store::code8 || args.store == Store::code4 || args.store == Store::code16;
@@ -391,7 +415,8 @@ class Walk {
         const int skip = random_ ? static_cast<int>(e % kStep) : 0;
         if (random_) draw(e - skip, skip + n, drawn);
         C* y = direct_ ? static_cast<C*>(args_.y) + e : buffer;
-        round_(args_, x, n, drawn, skip, &scales, codes_, y, inside);
+        round_(args_, x, n, drawn, skip, &scales, codes_, y,
+               args_.inside != nullptr ? inside : nullptr);
         if (!direct_) store_tile(args_, buffer, e, n, streaming_);
         if (args_.inside != nullptr) store_inside(inside, e, n, args_.inside);
       }
@@ -430,7 +455,6 @@ class Walk {
       draw_thresholds(args_.rounder, seed, first, n, drawn.threshold);
   }
 
-  // The scales of n columns from c0 on; `first`: no other piece of rows reports them.
   // The scales of the blocks of a tile, block by block, then element by element. `x`: look for the
   // ranges there. `first`: no other piece of rows reports them.
   void fill(Scales<C>& scales, const Ranges<C>& ranges, const C* x, int64_t block, int64_t c0,

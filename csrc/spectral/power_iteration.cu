@@ -134,9 +134,10 @@ __device__ __forceinline__ double exact_square(C square, const C (&w)[kStripes][
   return exact;
 }
 
-template <typename T, bool kDense, bool kSquares, bool kProducts>
-__device__ __forceinline__ void narrow_rows(const ChunksRow& row, int block, int32_t* exponents,
-                                            double* squares, const Shared<compute_t<T>>& shared) {
+template <typename T, bool kDense, bool kSquares>
+__device__ __forceinline__ void narrow_rows(const ChunksRow& row, bool products, int block,
+                                            int32_t* exponents, double* squares,
+                                            const Shared<compute_t<T>>& shared) {
   using C = compute_t<T>;
   const Matrix m{row.data, row.rows, row.n0, row.n1, row.layout};
   const Strides s = strides_of(m);
@@ -189,19 +190,17 @@ __device__ __forceinline__ void narrow_rows(const ChunksRow& row, int block, int
       sum_squares += exact_square(square, w, shared.doubles, team, first_warp, warp);
     }
     if (there && segment == 0 && lane == 0) static_cast<C*>(row.y)[from + i] = y;
-    if constexpr (kProducts) {
-      if (there) {
-        const Scales<C> join = join_row(&exponent, y);
+    if (there && products) {
+      const Scales<C> join = join_row(&exponent, y);
 #pragma unroll
-        for (int k = 0; k < kStripes; ++k) {
+      for (int k = 0; k < kStripes; ++k) {
 #pragma unroll
-          for (int j = 0; j < kV; ++j) t[k][j] = t[k][j] * join.sum + join.term * w[k][j];
-        }
+        for (int j = 0; j < kV; ++j) t[k][j] = t[k][j] * join.sum + join.term * w[k][j];
       }
     }
   }
   if (from >= row.rows) return;
-  if constexpr (kProducts) {
+  if (products) {
     C* const out = static_cast<C*>(row.partials) + chunk * n;
 #pragma unroll
     for (int k = 0; k < kStripes; ++k) {
@@ -212,15 +211,16 @@ __device__ __forceinline__ void narrow_rows(const ChunksRow& row, int block, int
     }
   }
   if (segment == 0 && lane == 0) {
-    if constexpr (kProducts) exponents[row.chunk + chunk] = exponent;
+    if (products) exponents[row.chunk + chunk] = exponent;
     if constexpr (kSquares) squares[row.chunk + chunk] = sum_squares;
   }
 }
 
 // The same for rows of any length; a block has a chunk.
-template <typename T, bool kDense, bool kSquares, bool kProducts>
-__device__ __forceinline__ void wide_rows(const ChunksRow& row, int block, int32_t* exponents,
-                                          double* squares, const Shared<compute_t<T>>& shared) {
+template <typename T, bool kDense, bool kSquares>
+__device__ __forceinline__ void wide_rows(const ChunksRow& row, bool products, int block,
+                                          int32_t* exponents, double* squares,
+                                          const Shared<compute_t<T>>& shared) {
   using C = compute_t<T>;
   const Matrix m{row.data, row.rows, row.n0, row.n1, row.layout};
   const Strides s = strides_of(m), plain{0, 0, 1};
@@ -293,7 +293,7 @@ __device__ __forceinline__ void wide_rows(const ChunksRow& row, int block, int32
       factor[i] = join.sum;
       scaled[i] = join.term;
     }
-    if constexpr (kProducts) {
+    if (products) {
       for (int64_t c = static_cast<int64_t>(threadIdx.x) * kV; c < n; c += kThreads * kV) {
         C sum[kV];
 #pragma unroll
@@ -314,16 +314,16 @@ __device__ __forceinline__ void wide_rows(const ChunksRow& row, int block, int32
     }
   }
   if (threadIdx.x == 0) {
-    if constexpr (kProducts) exponents[row.chunk + chunk] = exponent;
+    if (products) exponents[row.chunk + chunk] = exponent;
     if constexpr (kSquares) squares[row.chunk + chunk] = sum_squares;
   }
 }
 
 // y, and the partials of t, of all chunks.
-template <typename T, bool kSquares, bool kProducts>
+template <typename T, bool kSquares>
 __global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)
-    power_rows_kernel(const __grid_constant__ ListChunk<ChunksRow> list, const double* stats,
-                      int32_t* exponents, double* squares) {
+    power_rows_kernel(const __grid_constant__ ListChunk<ChunksRow> list, bool products,
+                      const double* stats, int32_t* exponents, double* squares) {
   using C = compute_t<T>;
   RK_SHARED(C, dots, 2 * kWarps * kDotLanes);
   RK_SHARED(C, square_lanes, kSquares ? 2 * kWarps * kDotLanes : 1);
@@ -336,13 +336,13 @@ __global__ void __launch_bounds__(kThreads, std::is_same_v<T, double> ? 1 : 2)
   const Matrix m{row.data, row.rows, row.n0, row.n1, row.layout};
   const bool narrow = columns_of(m) <= kWarps * kSegmentColumns, dense = has_dense_rows(m);
   if (narrow && dense)
-    narrow_rows<T, true, kSquares, kProducts>(row, block, exponents, squares, shared);
+    narrow_rows<T, true, kSquares>(row, products, block, exponents, squares, shared);
   else if (narrow)
-    narrow_rows<T, false, kSquares, kProducts>(row, block, exponents, squares, shared);
+    narrow_rows<T, false, kSquares>(row, products, block, exponents, squares, shared);
   else if (dense)
-    wide_rows<T, true, kSquares, kProducts>(row, block, exponents, squares, shared);
+    wide_rows<T, true, kSquares>(row, products, block, exponents, squares, shared);
   else
-    wide_rows<T, false, kSquares, kProducts>(row, block, exponents, squares, shared);
+    wide_rows<T, false, kSquares>(row, products, block, exponents, squares, shared);
 }
 
 // ---- t over chunks and spans ----
@@ -543,20 +543,15 @@ void power_iteration_as(const PowerArgs& args, cudaStream_t stream) {
       const bool squares = k == 0 && args.frobenius, products = args.iterations > 0;
       for_each_chunk<1>(chunks, count,
                         [&](const ListChunk<ChunksRow>& list, int64_t first, int64_t blocks) {
-                          const auto launch = [&](auto with_squares, auto with_products) {
-                            RK_LAUNCH((power_rows_kernel<T, decltype(with_squares)::value,
-                                                         decltype(with_products)::value>),
-                                      blocks, kThreads, 0, stream, list, stats + first * kStats,
+                          const auto launch = [&](auto with_squares) {
+                            RK_LAUNCH((power_rows_kernel<T, decltype(with_squares)::value>), blocks,
+                                      kThreads, 0, stream, list, products, stats + first * kStats,
                                       args.exponents, args.squares);
                           };
-                          if (squares && products)
-                            launch(std::true_type{}, std::true_type{});
-                          else if (products)
-                            launch(std::false_type{}, std::true_type{});
-                          else if (squares)
-                            launch(std::true_type{}, std::false_type{});
+                          if (squares)
+                            launch(std::true_type{});
                           else
-                            launch(std::false_type{}, std::false_type{});
+                            launch(std::false_type{});
                         });
       if (products)
         for_each_chunk<1>(columns, count,
