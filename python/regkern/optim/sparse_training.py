@@ -16,7 +16,7 @@ from regkern.optim.schedules import CubicRamp
 from regkern.optim.sparse_gradients import Gradients
 from regkern.optim.sparse_schedules import CosineDecay
 from regkern.proximal.thresholds import top_k_mask
-from regkern.sparse.growing import random_free
+from regkern.sparse.growing import random_free, where
 from regkern.sparse.pattern import SparsePattern
 from regkern.sparse.places import pattern_at, places_of
 from regkern.sparse.updates import prune, update_pattern
@@ -215,7 +215,7 @@ class SparseTraining:
         most = min(round(share * sum(self._start.values())), count)
         masks = top_k_mask([m.values.detach() for m in layers.values()], most)
         return {
-            name: pattern_at(places_of(m.pattern)[mask.nonzero().view(-1)], m.pattern.shape)
+            name: pattern_at(places_of(m.pattern)[where(mask)], m.pattern.shape)
             for (name, m), mask in zip(layers.items(), masks, strict=True)
         }
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,8 +18,8 @@ from regkern.proximal.thresholds import top_k_mask
 from regkern.sparse.pattern import SparsePattern
 from regkern.sparse.places import places_of
 
-#: Scores that are there at a time: 1 MiB of float32.
-_PANEL = 2**18
+#: Scores that are there at a time: 2 MiB of float32.
+_PANEL = 2**19
 #: Rows that a panel has at least, so that its product is one of matrices.
 _ROWS = 16
 
@@ -56,6 +57,14 @@ def check_free(op: str, name: str, k: object, pattern: object) -> None:
         )
 
 
+def where(mask: Tensor) -> Tensor:
+    """The places where a mask is True, int64, rising."""
+    if mask.is_cpu:
+        # Four times as quick as torch's own.
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.view(-1).nonzero().view(-1)
+
+
 def largest_free(
     panels: Panels, pattern: SparsePattern, k: int, group_rows: int | None = None
 ) -> Candidates:
@@ -82,13 +91,13 @@ def largest_free(
         score = panels(start, end).abs_().view(-1)
         score.index_fill_(0, taken[cuts[i] : cuts[i + 1]] - start * columns, -1.0)
         # NaN is the largest, as everywhere here, and of equal ones the first are taken.
-        hits = (score <= threshold).logical_not_().nonzero().view(-1)
+        hits = where((score <= threshold).logical_not_())
         scores.append(score[hits])
         places.append(hits + start * columns)
         found += hits.numel()
         if found > 2 * k or (end == rows and found > k):
             all_scores, all_places = torch.cat(scores), torch.cat(places)
-            chosen = top_k_mask(all_scores, k)[0].nonzero().view(-1)
+            chosen = where(top_k_mask(all_scores, k)[0])
             scores, places = [all_scores[chosen]], [all_places[chosen]]
             threshold, found = float(scores[0].nan_to_num(nan=math.inf).min()), k
     return Candidates(torch.cat(places), torch.cat(scores))
@@ -209,7 +218,7 @@ def grow_candidates(
 
     Notes
     -----
-    Rows are taken in panels of 2¹⁸ products, 16 rows at least. A panel is a product of torch's, in
+    Rows are taken in panels of 2¹⁹ products, 16 rows at least. A panel is a product of torch's, in
     float32 (float64 of float64) and in torch's order of sums; what of it is above the threshold so
     far is kept. There is memory for a panel and 2 k candidates, and 2 R C operations an element of
     the batch. The device is waited for where the number of candidates is wanted.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regkern import _checks as checks
 from regkern.proximal.thresholds import top_k_mask
-from regkern.sparse.growing import check_free, largest_free, random_free
+from regkern.sparse.growing import check_free, largest_free, random_free, where
 from regkern.sparse.pattern import SparsePattern
 from regkern.sparse.places import pattern_at, places_of
 
@@ -100,7 +100,7 @@ def prune(
         raise ValueError(
             f"regkern.{op}: expected `values` of shape ({pattern.nnz},), got {tuple(values.shape)}"
         )
-    kept = top_k_mask(values.detach(), k, fraction=fraction)[0].nonzero().view(-1)
+    kept = where(top_k_mask(values.detach(), k, fraction=fraction)[0])
     return PatternUpdate(pattern_at(places_of(pattern)[kept], pattern.shape), kept)
 
 
