@@ -258,8 +258,7 @@ void gather(const ConvGatherArgs& args) {
       const int64_t count = args.planes - first < kPlanes ? args.planes - first : kPlanes;
       const int64_t r = group * R, q = strip * strip_columns, b = t * field.lanes;
       const int64_t rows = args.rows - r < R ? args.rows - r : R;
-      const int64_t columns =
-          args.columns - q < strip_columns ? args.columns - q : strip_columns;
+      const int64_t columns = args.columns - q < strip_columns ? args.columns - q : strip_columns;
       const C* const in =
           static_cast<const C*>(args.in) + t * field.of_tile + r * field.row + q * field.lanes;
       for (int64_t k = 0; k < columns * field.lanes; k += kWidth)
@@ -346,8 +345,7 @@ void sample(const ConvSampleArgs& all) {
     const Scratch<C> sums(entries * kBatchLanes);
     const auto strip_of = [&](int64_t t, int64_t r, int64_t q, int64_t first, int64_t count) {
       const int64_t rows = args.rows - r < R ? args.rows - r : R;
-      const int64_t columns =
-          args.columns - q < strip_columns ? args.columns - q : strip_columns;
+      const int64_t columns = args.columns - q < strip_columns ? args.columns - q : strip_columns;
       const int64_t at = r * field.row + q * lanes;
       const int64_t x_at = r * all.of_x.row + q * lanes;
       const C* const g = static_cast<const C*>(args.in) + t * field.of_tile + at;
@@ -386,8 +384,7 @@ void sample(const ConvSampleArgs& all) {
       for (int64_t c = from; c < to; ++c)
         for (int64_t e = list.begin[c]; e < list.end[c]; ++e) {
           C* const sum = dvalues + list.place[e];
-          const C found =
-              folded(sums.data() + (own[c - from] + e - list.begin[c]) * kBatchLanes);
+          const C found = folded(sums.data() + (own[c - from] + e - list.begin[c]) * kBatchLanes);
           *sum = (t > 0 || all.add ? *sum : C(0)) + found;
         }
     }

@@ -133,8 +133,8 @@ struct Packed {
   Tensor images, memory;
 };
 
-Packed packed_like(const Tensor& images, Dtype dtype, const ConvAxis& rows,
-                   const ConvAxis& columns, int64_t lanes) {
+Packed packed_like(const Tensor& images, Dtype dtype, const ConvAxis& rows, const ConvAxis& columns,
+                   int64_t lanes) {
   Packed p{};
   p.images = images;
   p.args.dtype = dtype;
@@ -293,8 +293,8 @@ void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tenso
               const Entries& entries, const ConvShape& shape, Dtype dtype, const Tensor* dx,
               const Tensor* dvalues) {
   check_gradient(check, g, shape);
-  const bool nothing = g.numel() == 0 || shape.channels == 0 || shape.rows.size == 0 ||
-                       shape.columns.size == 0;
+  const bool nothing =
+      g.numel() == 0 || shape.channels == 0 || shape.rows.size == 0 || shape.columns.size == 0;
   // Between the taps of a stride, and behind the last one, nobody writes.
   if (dx != nullptr && (nothing || shape.rows.stride > 1 || shape.columns.stride > 1))
     fill_zeros(*dx);
@@ -311,8 +311,7 @@ void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tenso
   const int64_t wave = wave_of(tiles, elements, dtype);
   allocate(&of_g, wave);
   if (x != nullptr) allocate(&of_x, wave);
-  const Ordered ordered =
-      by_columns(entries, shape, of_g.args.field, values, g, dtype, device);
+  const Ordered ordered = by_columns(entries, shape, of_g.args.field, values, g, dtype, device);
   const ConvField& field = of_g.args.field;
   int64_t strides[4] = {};
   if (dx != nullptr) strides_of(*dx, strides);
@@ -338,8 +337,7 @@ void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tenso
         part.list.end += own * shape.channels;
         part.field = field;
         part.in = moved(static_cast<const void*>(of_g.args.packed),
-                        (r + shape.rows.reach()) * field.row +
-                            (q + shape.columns.reach()) * lanes,
+                        (r + shape.rows.reach()) * field.row + (q + shape.columns.reach()) * lanes,
                         bytes);
         if (dx != nullptr) {
           const int64_t row = shape.rows.first(j) + r * shape.rows.stride;
@@ -409,10 +407,12 @@ Tensor sparse_conv2d_sample(const Tensor& g, const Tensor& x, const Tensor& offs
   return dvalues;
 }
 
-std::tuple<Tensor, Tensor> sparse_conv2d_backward(
-    const Tensor& g, const Tensor& x, const Tensor& values, const Tensor& offsets,
-    const Tensor& index, const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
-    Ints kernel, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+std::tuple<Tensor, Tensor> sparse_conv2d_backward(const Tensor& g, const Tensor& x,
+                                                  const Tensor& values, const Tensor& offsets,
+                                                  const Tensor& index, const Tensor& t_offsets,
+                                                  const Tensor& t_index, const Tensor& t_order,
+                                                  Ints kernel, Ints stride, Ints padding,
+                                                  Ints dilation, int64_t groups) {
   const Checks check("sparse_conv2d_backward");
   const Dtype dtype = check.floating(x, "x");
   const Entries entries = entries_of(check, x, offsets, index, t_offsets, t_index, t_order);
@@ -433,14 +433,17 @@ std::tuple<Tensor, Tensor> sparse_conv2d_backward(
 #define REGKERN_CONV_OPTIONS \
   "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) -> "
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
-  m.def("sparse_conv2d(Tensor x, Tensor values, Tensor? bias, str activation, "
-        REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS "Tensor");
-  m.def("sparse_conv2d_t(Tensor g, Tensor values, SymInt height, SymInt width, "
-        REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS "Tensor");
+  m.def(
+      "sparse_conv2d(Tensor x, Tensor values, Tensor? bias, str "
+      "activation, " REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS "Tensor");
+  m.def(
+      "sparse_conv2d_t(Tensor g, Tensor values, SymInt height, SymInt "
+      "width, " REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS "Tensor");
   m.def("sparse_conv2d_sample(Tensor g, Tensor x, " REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS
         "Tensor");
-  m.def("sparse_conv2d_backward(Tensor g, Tensor x, Tensor values, "
-        REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS "(Tensor dx, Tensor dvalues)");
+  m.def(
+      "sparse_conv2d_backward(Tensor g, Tensor x, Tensor "
+      "values, " REGKERN_CONV_PATTERN REGKERN_CONV_OPTIONS "(Tensor dx, Tensor dvalues)");
 }
 #endif
 

@@ -225,11 +225,6 @@ def _check_shapes(
     around: Sequence[int],
     groups: int,
 ) -> None:
-    if x.shape[1] % groups != 0 or pattern.shape[0] % groups != 0:
-        raise ValueError(
-            f"regkern.{op}: expected `groups` that divide {x.shape[1]} channels and "
-            f"{pattern.shape[0]} outputs, got {groups}"
-        )
     columns = x.shape[1] // groups * kernel[0] * kernel[1]
     if pattern.shape[1] != columns:
         raise ValueError(
@@ -291,8 +286,14 @@ def _convolve(
     return y
 
 
-def _check_groups(op: str, groups: object) -> int:
-    return _numbers(op, "groups", groups, (), 1)[0]
+def _check_groups(op: str, groups: object, channels: int, outputs: int) -> int:
+    given = _numbers(op, "groups", groups, (), 1)[0]
+    if channels % given != 0 or outputs % given != 0:
+        raise ValueError(
+            f"regkern.{op}: expected `groups` that divide {channels} channels and {outputs} "
+            f"outputs, got {given}"
+        )
+    return given
 
 
 def sparse_conv2d(
@@ -373,8 +374,8 @@ def sparse_conv2d(
     if x.dim() != 4 and x.dim() != 3:
         raise ValueError(f"regkern.{op}: expected `x` of 3 or 4 dimensions, got {tuple(x.shape)}")
     _check_pattern(op, pattern, x)
-    groups = _check_groups(op, groups)
     images = x if x.dim() == 4 else x.unsqueeze(0)
+    groups = _check_groups(op, groups, images.shape[1], pattern.shape[0])
     kernel = _kernel_size(op, kernel_size, images, groups, pattern)
     steps, spread = _pair(op, "stride", stride, 1), _pair(op, "dilation", dilation, 1)
     around = _around(op, padding, kernel, steps, spread)
@@ -441,8 +442,8 @@ def sparse_conv1d(
     if x.dim() != 3 and x.dim() != 2:
         raise ValueError(f"regkern.{op}: expected `x` of 2 or 3 dimensions, got {tuple(x.shape)}")
     _check_pattern(op, pattern, x)
-    groups = _check_groups(op, groups)
     rows = (x if x.dim() == 3 else x.unsqueeze(0)).unsqueeze(2)
+    groups = _check_groups(op, groups, rows.shape[1], pattern.shape[0])
     taps = int(pattern.shape[1] // max(1, rows.shape[1] // groups))
     kernel = 1, max(1, taps)
     (step,), (spread,) = (
