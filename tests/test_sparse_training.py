@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from regkern.nn.sparse.conv import SparseConv1d, SparseConv2d
 from regkern.nn.sparse.linear import SparseLinear
 from regkern.optim.sparse_schedules import CosineDecay
 from regkern.optim.sparse_training import SparseTraining
@@ -94,6 +95,44 @@ def test_rigl_is_the_dense_one(activation: str, features_first: bool) -> None:
         assert torch.equal(layer.dense_weight(), torch.where(grown & mask, was, 0.0))
         state = optimizer.state[layer.values]["momentum_buffer"]
         assert torch.equal(layer.pattern.scatter(state), torch.where(grown & mask, momentum, 0.0))
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_rigl_of_convolutions(activation: str) -> None:
+    """In both layouts, of one dimension and of two, with a single image as well."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"stride": 2, "padding": (1, 0), "groups": 2}
+    dense = nn.Conv2d(4, 6, (3, 2), bias=False, **options)
+    layer = SparseConv2d.from_conv(dense, density=0.3)
+    layer.activation = activation
+    line = nn.Conv1d(4, 6, 3, padding="same", dilation=2, bias=False)
+    thin = SparseConv1d.from_conv(line, density=0.3)
+    model = nn.ModuleList([layer, thin])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    training = SparseTraining(model, optimizer, "rigl", end=9, every=1, fraction=lambda _: 0.5)
+    images = [_normal(2, 4, 7, 8), _normal(3, 4, 7, 8, salt=1), _normal(4, 7, 8, salt=2)]
+    images[1] = images[1].to(memory_format=torch.channels_last)
+    sequence = _normal(2, 4, 9)
+
+    def loss(conv: Any, other: Any) -> Tensor:
+        total = other(sequence).square().sum()
+        for x in images:
+            total = total + conv(x).square().sum()
+        return total
+
+    full, full_line = layer.to_conv(), thin.to_conv()
+    act = torch.relu if activation == "relu" else torch.nn.Identity()
+    loss(lambda x: act(full(x)), full_line).backward()
+    loss(layer, thin).backward()
+    optimizer.step()
+    before = [(m.pattern.mask(), m.dense_weight().detach().view(6, -1)) for m in (layer, thin)]
+    training.step()
+    for sparse, twin, (mask, was) in zip((layer, thin), (full, full_line), before, strict=True):
+        count = int(mask.sum())
+        kept = reference.prune(was, mask, count - round(0.5 * count))
+        assert twin.weight.grad is not None
+        grown = reference.grow(twin.weight.grad.view(6, -1), kept, round(0.5 * count))
+        assert torch.equal(sparse.pattern.mask(), grown)
 
 
 @pytest.mark.parametrize("method", ["rigl", "set"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import regkern
 import torch
+from regkern.nn.sparse.conv import SparseConv2d
 from regkern.nn.sparse.linear import SparseLinear
 from regkern.sparse.cost import Cost, CostModel, cache_path, pays
 from torch import nn
@@ -90,6 +91,31 @@ def test_shares_by_number_and_by_name() -> None:
         regkern.swap(net, sparsify=1.5)
     with pytest.raises(TypeError, match="`sparsify` to be a number"):
         regkern.swap(net, sparsify="all")  # type: ignore[arg-type]
+
+
+def test_convolutions() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2)
+    )
+    x = torch.randn(2, 3, 12, 14)
+    costs = Even()
+    report = regkern.swap(net, sparsify={"0": 0.8, "2": 0.25}, costs=costs, example=x)
+    assert costs.asked == [(2, (12, 14)), (2, (6, 7))]
+    assert [row.name for row in report.swapped] == ["2"]
+    assert isinstance(net[2], SparseConv2d)
+    assert net[2].pattern.nnz == 72
+    # The example moves no statistics.
+    assert torch.equal(net[1].running_mean, torch.zeros(8))  # type: ignore[arg-type]
+    y, weight = net(x), net[2].dense_weight().detach()
+    regkern.swap.densify(net)
+    assert torch.equal(net[2].weight, weight)  # type: ignore[arg-type]
+    torch.testing.assert_close(net(x), y)
+    regkern.swap(net, sparsify=True, costs=costs)
+    assert isinstance(net[2], SparseConv2d)
+    assert costs.asked[-1] == (32, (28, 28))
+    cost = CostModel().cost(nn.Conv2d(4, 4, 3, padding=1), 2, (5, 6))
+    assert cost.dense > 0
 
 
 def test_layers_that_stay() -> None:
@@ -176,7 +202,7 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert pays(layer, 7, 0.1, model=other) == first
     assert calls == [8, 1024]
     assert model.save() == path
-    with pytest.raises(TypeError, match="`layer` to be Linear"):
+    with pytest.raises(TypeError, match="`layer` to be Linear, Conv2d"):
         pays(nn.ReLU(), 8, 0.1)
     with pytest.raises(ValueError, match="`size` of 0 numbers"):
         pays(layer, 8, 0.1, (3, 3))

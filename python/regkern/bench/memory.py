@@ -21,7 +21,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, profile_memory=True) as profiler:
         call()
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = profiler.profiler.kineto_results
     sizes = [
         (event.start_ns(), event.nbytes())
         for event in results.events()

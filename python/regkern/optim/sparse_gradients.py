@@ -64,9 +64,12 @@ def _candidates(
     op = "optim.SparseTraining"
     if len(layer.weight_shape) == 2:
         return linear_candidates(op, pairs, pattern, k, layer.feature_major)
+    # One image may come without a batch.
+    rank = len(layer.weight_shape)
+    pairs = [(g, x) if x.dim() == rank else (g.unsqueeze(0), x.unsqueeze(0)) for g, x in pairs]
     names = ("kernel_size", "stride", "padding", "dilation")
     options = {name: getattr(layer, name) for name in names}
-    if len(layer.weight_shape) == 3:
+    if rank == 3:
         # One row of pixels.
         pairs = [(g.unsqueeze(2), x.unsqueeze(2)) for g, x in pairs]
         options = {name: _of_a_row(name, value) for name, value in options.items()}

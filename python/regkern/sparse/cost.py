@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regkern import _checks as checks
+from regkern.sparse.convolutions import sparse_conv2d
 from regkern.sparse.growing import random_free
 from regkern.sparse.pattern import SparsePattern
 from regkern.sparse.places import pattern_at
@@ -82,9 +83,37 @@ def _sparse_linear(layer: nn.Linear, x: Tensor, values: Tensor, pattern: SparseP
     return sparse_linear(x, values, pattern, layer.bias)
 
 
+def _dense_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    y: Tensor = layer._conv_forward(x, weight, layer.bias)
+    return y
+
+
+def _sparse_conv(layer: nn.Conv2d, x: Tensor, values: Tensor, pattern: SparsePattern) -> Tensor:
+    return sparse_conv2d(
+        x,
+        values,
+        pattern,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.kernel_size,
+        layer.padding_mode,
+    )
+
+
+_CONV_OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
 #: By the class of the dense layer.
 KINDS: dict[type[nn.Module], Kind] = {
     nn.Linear: Kind(_dense_linear, _sparse_linear, (torch.contiguous_format,), ()),
+    nn.Conv2d: Kind(
+        _dense_conv,
+        _sparse_conv,
+        (torch.contiguous_format, torch.channels_last),
+        _CONV_OPTIONS,
+    ),
 }
 
 

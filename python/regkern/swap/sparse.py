@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regkern import _checks as checks
+from regkern.nn.sparse.conv import SparseConv2d
 from regkern.nn.sparse.linear import SparseLinear
 from regkern.sparse.cost import KINDS, CostModel, Decision, pays
 
@@ -32,6 +33,11 @@ FORMS: dict[type[nn.Module], Form] = {
         SparseLinear,
         lambda layer, density: SparseLinear.from_linear(layer, density=density),
         lambda layer: layer.to_linear(),
+    ),
+    nn.Conv2d: Form(
+        SparseConv2d,
+        lambda layer, density: SparseConv2d.from_conv(layer, density=density),
+        lambda layer: layer.to_conv(),
     ),
 }
 
