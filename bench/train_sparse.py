@@ -37,7 +37,7 @@ from regkern.sparse.densities import layer_densities
 from regkern.swap.sparse import FORMS
 from torch import Tensor, nn
 
-SIZE, CLASSES, BATCH, TEST_SHARE = 32, 10, 64, 4
+CLASSES, BATCH, TEST_SHARE = 10, 64, 4
 DENSITIES = {0.1: 1.5, 0.05: 2.5}  # and how many times as fast an epoch is to be
 LR, ALPHA = 0.1, 0.3
 
@@ -248,12 +248,12 @@ class Masked(Run):
         return True
 
 
-def digits() -> tuple[Tensor, Tensor]:
+def digits(size: int) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16.0 - 0.5
-    return F.interpolate(images, size=(SIZE, SIZE), mode="bilinear"), torch.tensor(data.target)
+    return F.interpolate(images, size=(size, size), mode="bilinear"), torch.tensor(data.target)
 
 
 def random_masks(
@@ -268,9 +268,15 @@ def random_masks(
 
 
 def compare(
-    width: int, epochs: int, seeds: list[int], densities: list[float], distribution: str, every: int
+    width: int,
+    size: int,
+    epochs: int,
+    seeds: list[int],
+    densities: list[float],
+    distribution: str,
+    every: int,
 ) -> dict[str, Any]:
-    data = digits()
+    data = digits(size)
     names = ["dense"]
     names += [f"{kind} {d:.0%}" for d in densities for kind in ("masked", "sparse")]
     results: dict[str, Any] = {
@@ -314,6 +320,7 @@ def compare(
         results[name]["update_seconds"] = statistics.median(updates) if updates else 0.0
     return {
         "width": width,
+        "size": size,
         "epochs": epochs,
         "seeds": seeds,
         "distribution": distribution,
@@ -327,9 +334,9 @@ def compare(
 
 def table(results: dict[str, Any]) -> str:
     lines = [
-        f"handwritten digits of {SIZE} x {SIZE}, width {results['width']}, {results['epochs']} "
-        f"epochs, seeds {', '.join(map(str, results['seeds']))}, {results['threads']} threads, "
-        f"torch {results['torch']}",
+        f"handwritten digits of {results['size']} x {results['size']}, width {results['width']}, "
+        f"{results['epochs']} epochs, seeds {', '.join(map(str, results['seeds']))}, "
+        f"{results['threads']} threads, torch {results['torch']}",
         f"{'':<14}{'accuracy, %':>12}{'s / epoch':>12}{'faster':>9}{'ms / step':>12}"
         f"{'ms / update':>13}{'MB held':>10}{'MB a step':>11}",
     ]
@@ -377,6 +384,7 @@ def complaints(results: dict[str, Any], densities: list[float], timed: bool) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--width", type=int, help="channels of the first stage; 64 is ResNet-18")
+    parser.add_argument("--size", type=int, help="height and width of the images")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--densities", type=float, nargs="+")
@@ -386,9 +394,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args()
     width = options.width or (8 if options.quick else 64)
+    size = options.size or (16 if options.quick else 32)
     epochs = options.epochs or (5 if options.quick else 12)
     densities = options.densities or ([0.1] if options.quick else list(DENSITIES))
-    results = compare(width, epochs, options.seeds, densities, options.distribution, options.every)
+    results = compare(
+        width, size, epochs, options.seeds, densities, options.distribution, options.every
+    )
     print(table(results))
     found = complaints(results, densities, timed=not options.quick)
     print("\n".join(found) if found else "All as it should be.")
