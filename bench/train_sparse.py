@@ -393,10 +393,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args()
-    width = options.width or (8 if options.quick else 64)
+    width = options.width or (12 if options.quick else 64)
     size = options.size or (16 if options.quick else 32)
-    epochs = options.epochs or (5 if options.quick else 12)
-    densities = options.densities or ([0.1] if options.quick else list(DENSITIES))
+    epochs = options.epochs or (6 if options.quick else 12)
+    densities = options.densities or ([0.2] if options.quick else list(DENSITIES))
     results = compare(
         width, size, epochs, options.seeds, densities, options.distribution, options.every
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from regkern.bench.memory import peak_bytes
 from regkern.nn.sparse.conv import SparseConv1d, SparseConv2d
 from regkern.nn.sparse.linear import SparseLinear
 from regkern.optim.sparse_schedules import CosineDecay
@@ -250,6 +251,34 @@ def test_wrong_training() -> None:
         training.step()
     training.remove()
     assert not model[0]._forward_hooks
+
+
+def test_memory_grows_with_the_entries() -> None:
+    """Gradients and the optimizer's state, and nothing of the size of the weight."""
+    peaks = []
+    for density in (0.05, 0.1, 0.2):
+        model = SparseLinear(256, 256, density, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        training = SparseTraining(model, optimizer, "set", end=9, every=9)
+        x = _normal(1, 256)
+
+        def step(
+            model: nn.Module = model,
+            optimizer: torch.optim.Optimizer = optimizer,
+            training: SparseTraining = training,
+            x: Tensor = x,
+        ) -> None:
+            model(x).sum().backward()
+            optimizer.step()
+            training.step()
+
+        peaks.append(peak_bytes(step))
+    weight = 4 * 256 * 256
+    first, second, third = peaks
+    assert first < second < third < weight
+    # A gradient an entry, while the tiles of the batch are there.
+    assert (third - second) == pytest.approx(2 * (second - first), rel=0.2)
+    assert third - second >= 0.99 * 0.1 * weight
 
 
 def test_nothing_is_kept_between_updates() -> None:

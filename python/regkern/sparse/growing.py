@@ -221,7 +221,8 @@ def grow_candidates(
     Rows are taken in panels of 2¹⁹ products, 16 rows at least. A panel is a product of torch's, in
     float32 (float64 of float64) and in torch's order of sums; what of it is above the threshold so
     far is kept. There is memory for a panel and 2 k candidates, and 2 R C operations an element of
-    the batch. The device is waited for where the number of candidates is wanted.
+    the batch; what comes beside these does not grow with the batch, and is as much again at one of
+    128. The device is waited for where the number of candidates is wanted.
 
     References
     ----------
