@@ -98,8 +98,8 @@ class Sparsifier:
     ) -> None:
         check_sparsify(sparsify, model)
         self.sparsify, self.costs = sparsify, costs
-        self._sizes = {} if example is None else input_sizes(model, example)
-        self._called = example is not None
+        self._called = example is not None and sparsify is not False
+        self._sizes = input_sizes(model, example) if self._called else {}
         self._shared = shared(model)
         self._shares: dict[int, float] = {}
         if isinstance(sparsify, Mapping):
