@@ -85,6 +85,28 @@ void pack_flat(const T* x, int64_t stride, int64_t some, int64_t lanes, int64_t 
   }
 }
 
+// The same where columns are neighbours in the source too, at least 16 of them, in 16 lanes:
+// squares go where they belong, the last of a row over a part of the one before.
+template <typename T, typename C>
+void pack_rows(const T* x, int64_t stride, int64_t some, const ConvPackArgs& args, C* out) {
+  const int64_t width = args.columns.size, left = args.columns.before;
+  const int64_t first = args.rows.begin(0), last = args.rows.end(0), extent = args.columns.extent();
+  const int64_t row = args.field.row, used = args.columns.end(0) - left;
+  memset(out, 0, static_cast<size_t>(first * row) * sizeof(C));
+  memset(out + last * row, 0, static_cast<size_t>(args.field.plane - last * row) * sizeof(C));
+  for (int64_t r = first; r < last; ++r) {
+    C* const to = out + r * row;
+    const T* const from = x + (args.rows.first(0) + r) * width;
+    memset(to, 0, static_cast<size_t>(left * kSquare) * sizeof(C));
+    const int64_t behind = left + used;
+    memset(to + behind * kSquare, 0, static_cast<size_t>((extent - behind) * kSquare) * sizeof(C));
+    for (int64_t w = 0; w < used; w += kSquare) {
+      const int64_t at = w + kSquare < used ? w : used - kSquare;
+      turned_square(from + at, stride, some, kSquare, to + (left + at) * kSquare);
+    }
+  }
+}
+
 template <typename T>
 void pack(const ConvPackArgs& args) {
   using C = compute_t<T>;
@@ -96,6 +118,9 @@ void pack(const ConvPackArgs& args) {
   places_of(args.columns, field.of_class, lanes, column_at.data());
   const int64_t* const s = args.strides;
   const bool flat = s[3] == 1 && (height == 1 || s[2] == width);
+  const bool direct = flat && lanes == kSquare && args.rows.stride == 1 &&
+                      args.columns.stride == 1 &&
+                      args.columns.end(0) - args.columns.before >= kSquare;
   const int64_t blocks = (args.channels + kPackChannels - 1) / kPackChannels;
   C* const packed = static_cast<C*>(args.packed);
   parallel_for(args.tiles * blocks, 1, [&](int64_t from, int64_t to) {
@@ -105,6 +130,11 @@ void pack(const ConvPackArgs& args) {
       const int64_t b = t * lanes, left = args.batch - b, some = left < lanes ? left : lanes;
       const T* const x = static_cast<const T*>(args.x) + b * s[0] + c * s[1];
       C* const out = packed + t * field.of_tile + c * field.plane;
+      if (direct) {
+        for (int64_t k = 0; k < count; ++k)
+          pack_rows(x + k * s[1], s[0], some, args, out + k * field.plane);
+        continue;
+      }
       for (int64_t j = 0; j < classes; ++j)
         memset(out + j * field.of_class, 0, static_cast<size_t>(count * field.plane) * sizeof(C));
       if (flat) {
@@ -177,6 +207,12 @@ void write_strip(const Strip& strip, const compute_t<T>* from, T* y, const int64
       }
       for (int64_t q = 0; q < strip.columns; q += kSquare) {
         const int64_t count = strip.columns - q < kSquare ? strip.columns - q : kSquare;
+        if constexpr (std::is_same_v<T, C>)
+          if (count == kSquare && lanes == kSquare && strip.some == kSquare && s[3] == 1) {
+            transpose_square(reinterpret_cast<const C(*)[kSquare]>(row + q * kSquare), s[0],
+                             to + q);
+            continue;
+          }
         turned_square(row + q * lanes, lanes, count, kSquare, turned);
         for (int64_t b = 0; b < strip.some; ++b) {
           T* const out = to + b * s[0] + q * s[3];
