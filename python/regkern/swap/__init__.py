@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from regkern.sparse.cost import CostModel
+from regkern.swap.sparse import Sparsifier, Sparsify, dense_forms
+
 Rule = Callable[[Any], nn.Module]
 
 _RULES: dict[str, Rule] = {}
@@ -158,6 +161,11 @@ def _obstacle(layer: nn.Module) -> str | None:
         return "it is parametrized"
     if _qualified(type(layer)) not in _RULES:
         return "it is a subclass and may do something else"
+    return _tampered(layer)
+
+
+def _tampered(layer: nn.Module) -> str | None:
+    """What makes one instance do more than its class does, or None."""
     hooks = [name for name in _HOOKS if getattr(layer, name, None)]
     if hooks:
         return f"it carries hooks ({', '.join(name.strip('_') for name in hooks)})"
@@ -191,7 +199,14 @@ def _replacement(layer: nn.Module) -> nn.Module | str:
     return new.train(layer.training)
 
 
-def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
+def swap(
+    model: nn.Module,
+    *,
+    dry_run: bool = False,
+    sparsify: Sparsify = False,
+    example: Any = None,
+    costs: CostModel | None = None,
+) -> SwapReport:
     """Replaces, in place, the layers of a model that regkern has a faster form of.
 
     The new layers draw from the same law as the old ones, in training and in eval mode. Parameters,
@@ -209,12 +224,28 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     ``spectral_norm``, the parametrization and the older hook. `register_swap` and
     `register_carried` add others.
 
+    With ``sparsify``, linear layers and convolutions whose weights are sparse, or are to be, become
+    :class:`regkern.nn.SparseLinear` and its like, where a training step takes less time so on this
+    machine: see :func:`regkern.sparse.pays`. The others stay dense, and the report has the numbers.
+    These layers have parameters of their own: make the optimizer afterwards. `densify` is the way
+    back.
+
     Parameters
     ----------
     model : nn.Module
         Before ``torch.compile`` and before distributed wrappers.
     dry_run : bool
         Only report.
+    sparsify : bool, float or mapping
+        True: weights that have zeros keep what is not zero. A number: that share of each weight,
+        the largest magnitudes. A mapping from the names of layers: their shares, and no other
+        layer.
+    example : Tensor or tuple
+        An input of the model, or several, of the batch that it is to train with: it is called once,
+        in eval mode, for the sizes of what comes to each layer. Without one a batch of 128 is
+        assumed, of 32 images of 28 x 28 for convolutions.
+    costs : regkern.sparse.CostModel, optional
+        What was measured already. Default: one for the process.
 
     Returns
     -------
@@ -231,10 +262,14 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"regkern.swap: expected `model` to be a module, got {type(model)}")
     report = SwapReport(model, dry_run)
+    sparsifier = Sparsifier(model, sparsify, example, costs)
     # By identity: a layer that stands in several places becomes one layer in the same places.
     results: dict[int, nn.Module | str] = {}
+    forms: dict[int, tuple[nn.Module | None, str]] = {}
 
     def look_at(name: str, layer: nn.Module) -> nn.Module | None:
+        if sparsifier.wants(layer):
+            return sparsified(name, layer)
         if not _known(layer):
             return None
         if id(layer) not in results:
@@ -245,6 +280,21 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
             return None
         report.swapped.append(Swapped(name, _qualified(type(layer)), repr(result)))
         return None if dry_run else result
+
+    def sparsified(name: str, layer: nn.Module) -> nn.Module | None:
+        if id(layer) not in forms:
+            obstacle = "it is parametrized" if "parametrizations" in layer._modules else None
+            obstacle = obstacle or _tampered(layer)
+            form = (None, obstacle) if obstacle else sparsifier.form_of(layer)
+            forms[id(layer)] = form
+        new, reason = forms[id(layer)]
+        old = _qualified(type(layer))
+        if new is None:
+            report.left.append(Left(name, old, reason))
+            return None
+        report.swapped.append(Swapped(name, old, f"{new!r}: {reason}"))
+        results[id(layer)] = new
+        return None if dry_run else new
 
     for name, layer in model.named_modules():
         for change in [change for rule in _CARRIED for change in rule(layer)]:
@@ -268,6 +318,48 @@ def swap(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
                 parent._modules[child_name] = new
     return report
 
+
+def densify(model: nn.Module, *, dry_run: bool = False) -> SwapReport:
+    """Replaces, in place, layers with a sparse weight by dense ones with the same weight.
+
+    Parameters
+    ----------
+    model : nn.Module
+    dry_run : bool
+        Only report.
+
+    Returns
+    -------
+    SwapReport
+        Layers that no dense one computes the same as are left: those with an activation of their
+        own, or with features first.
+
+    Notes
+    -----
+    Places without an entry become zeros, which ``swap(model, sparsify=True)`` finds again unless
+    they are trained. Parameters are new ones: make the optimizer afterwards.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"regkern.swap.densify: expected `model` to be a module, got {type(model)}")
+    report = SwapReport(model, dry_run)
+    for name, layer, new in list(dense_forms(model)):
+        old = _qualified(type(layer))
+        if isinstance(new, str):
+            report.left.append(Left(name, old, new))
+            continue
+        report.swapped.append(Swapped(name, old, repr(new)))
+        if dry_run:
+            continue
+        if name == "":
+            report.model = new
+        else:
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent)._modules[child] = new
+    return report
+
+
+# For those who have the function in the place of the module, as `regkern.swap` is.
+swap.densify = densify  # type: ignore[attr-defined]
 
 # The rules register themselves, a file per family.
 from regkern.swap import dropout as dropout  # noqa: E402
