@@ -159,7 +159,7 @@ def _numbers(op: str, name: str, value: object, counts: tuple[int, ...], least: 
         given = list(value)
         wrong = any(isinstance(i, bool) or not isinstance(i, int) for i in given)
     else:
-        given = [value]  # type: ignore[list-item]
+        given = [value]
         wrong = wrong or not isinstance(value, int)
     if wrong:
         raise TypeError(f"regkern.{op}: expected `{name}` of integers, got {value!r}")

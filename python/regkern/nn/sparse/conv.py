@@ -20,7 +20,7 @@ _Self = TypeVar("_Self", bound="_SparseConv")
 class _SparseConv(SparseLayer):
     """What both share: the arguments of torch's layers, and the way from and to these."""
 
-    _dense: type[nn.Conv1d] | type[nn.Conv2d]
+    _dense: Any  # torch's layer
 
     def __init__(
         self,
@@ -65,7 +65,8 @@ class _SparseConv(SparseLayer):
     def _from(
         cls: type[_Self], conv: Any, density: float | None, pattern: SparsePattern | None
     ) -> _Self:
-        made = cls(
+        layer: Any = cls
+        made: _Self = layer(
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
@@ -86,7 +87,7 @@ class _SparseConv(SparseLayer):
         made = self._dense(
             self.in_channels,
             self.out_channels,
-            self.kernel_size,  # type: ignore[arg-type]
+            self.kernel_size,
             self.stride,
             self.padding,
             self.dilation,
