@@ -114,3 +114,29 @@ def test_empty_and_wrong() -> None:
         SparseLinear(3, 4, density=1.5)
     with pytest.raises(ValueError, match="3 features"):
         SparseLinear(3, 4)(_x(2, 4))
+
+
+def test_another_pattern_in_the_same_parameter() -> None:
+    """Also while a graph of the old one is alive, which keeps the accumulator of its gradient."""
+    layer = SparseLinear(12, 6, density=0.5)
+    parameter, x = layer.values, _x(4, 12)
+    loss = layer(x).sum()
+    loss.backward()
+    pattern = SparsePattern.from_mask(_x(6, 12, salt=3) > 0.8)
+    values = _x(pattern.nnz)
+    layer.set_pattern(pattern, values)
+    assert layer.values is parameter
+    assert parameter.grad is None
+    assert torch.equal(layer.dense_weight(), pattern.scatter(values))
+    again = layer(x).sum()
+    again.backward()
+    assert parameter.grad is not None
+    assert parameter.grad.shape == (pattern.nnz,)
+    assert set(layer.state_dict()) == {"values", "bias", "offsets", "index"}
+    assert loss.grad_fn is not None
+    with pytest.raises(ValueError, match="`values` of shape"):
+        layer.set_pattern(pattern, values[1:])
+    with pytest.raises(ValueError, match="`pattern` of shape"):
+        layer.set_pattern(pattern.transposed(), values)
+    with pytest.raises(TypeError, match="SparsePattern"):
+        layer.set_pattern(pattern.mask(), values)  # type: ignore[arg-type]
