@@ -1,0 +1,67 @@
+#include "sparse/gate.h"
+
+#include "core/parallel.h"
+#include "core/vec.h"
+
+namespace regkern::REGKERN_ISA {
+namespace {
+
+using namespace sparse;
+
+constexpr int kRun = kRandomBlock;  // elements at a time
+constexpr int64_t kGrain = 32768 / kRun;
+
+// f(first, count) for runs of elements.
+template <typename F>
+void for_runs(int64_t numel, const F& f) {
+  parallel_for((numel + kRun - 1) / kRun, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t run = begin; run < end; ++run) {
+      const int64_t e = run * kRun;
+      f(e, numel - e < kRun ? numel - e : kRun);
+    }
+  });
+}
+
+template <typename T>
+void score_gate_as(const ScoreGateArgs& args) {
+  using C = compute_t<T>;
+  const C threshold = static_cast<C>(args.threshold);
+  for_runs(args.numel, [&](int64_t e, int64_t n) {
+    alignas(64) C w[kRun], s[kRun];
+    load_elements(static_cast<const T*>(args.w) + e, n, w);
+    load_elements(static_cast<const T*>(args.s) + e, n, s);
+#pragma omp simd
+    for (int i = 0; i < kRun; ++i) w[i] = gated(w[i], s[i], threshold);
+    store_elements(w, n, static_cast<T*>(args.y) + e);
+  });
+}
+
+template <typename T>
+void gradient_dropout_as(const GradientDropoutArgs& args) {
+  using C = compute_t<T>;
+  const Seed seed = load_seed(args.seed);
+  const C kept = static_cast<C>(1.0 - args.leak), epsilon = static_cast<C>(args.epsilon);
+  for_runs(args.numel, [&](int64_t e, int64_t n) {
+    alignas(64) C g[kRun], r[kRun];
+    alignas(64) uint32_t words[kRun];
+    random_bits_block<32>(seed, Stream::mask, static_cast<uint64_t>(e), words);
+    load_elements(static_cast<const T*>(args.g) + e, n, g);
+    load_elements(static_cast<const T*>(args.reference) + e, n, r);
+#pragma omp simd
+    for (int i = 0; i < kRun; ++i)
+      g[i] = dropped_gradient(g[i], r[i], unit_uniform<C>(words[i]), kept, epsilon);
+    store_elements(g, n, static_cast<T*>(args.y) + e);
+  });
+}
+
+}  // namespace
+
+void score_gate(const ScoreGateArgs& args, Context) {
+  dispatch_floating(args.dtype, [&](auto zero) { score_gate_as<decltype(zero)>(args); });
+}
+
+void gradient_dropout(const GradientDropoutArgs& args, Context) {
+  dispatch_floating(args.dtype, [&](auto zero) { gradient_dropout_as<decltype(zero)>(args); });
+}
+
+}  // namespace regkern::REGKERN_ISA
