@@ -40,7 +40,7 @@ template <typename T>
 void gradient_dropout_as(const GradientDropoutArgs& args) {
   using C = compute_t<T>;
   const Seed seed = load_seed(args.seed);
-  const C kept = static_cast<C>(1.0 - args.leak), epsilon = static_cast<C>(args.epsilon);
+  const C kept = static_cast<C>(1.0 - args.strength), epsilon = static_cast<C>(args.epsilon);
   for_runs(args.numel, [&](int64_t e, int64_t n) {
     alignas(64) C g[kRun], r[kRun];
     alignas(64) uint32_t words[kRun];

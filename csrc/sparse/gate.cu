@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const T* const g = static_cast<const T*>(args.g);
   const T* const r = static_cast<const T*>(args.reference);
   T* const y = static_cast<T*>(args.y);
-  const C kept = static_cast<C>(1.0 - args.leak), epsilon = static_cast<C>(args.epsilon);
+  const C kept = static_cast<C>(1.0 - args.strength), epsilon = static_cast<C>(args.epsilon);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t t = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; t < threads;
        t += step) {

@@ -40,7 +40,7 @@ struct GradientDropoutArgs {
   const void* g;
   const void* reference;
   const int64_t* seed;
-  double leak, epsilon;
+  double strength, epsilon;
   void* y;
 };
 

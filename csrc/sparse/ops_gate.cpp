@@ -1,4 +1,5 @@
 #include "core/op_index.h"
+#include "core/op_list.h"
 #include "sparse/gate.h"
 #include "sparse/gate_rows.h"
 #include "sparse/sample_entries.h"
@@ -13,8 +14,7 @@ void sparse_write_(const Tensor& weight, const Tensor& values, const MaybeTensor
   const Checks check("sparse_write_");
   EntryWriteArgs args{};
   args.dtype = check.floating(weight, "weight");
-  check.that(weight.dim() == 2 && weight.is_contiguous(), "a contiguous `weight` of two dimensions",
-             sizes_name(weight));
+  check.that(weight.dim() == 2, "`weight` of two dimensions", sizes_name(weight));
   for (const auto& [t, name] : {std::pair{&offsets, "offsets"}, std::pair{&index, "index"}}) {
     check.same_device(*t, name, weight);
     check.that(t->dim() == 1 && t->is_contiguous(),
@@ -43,16 +43,17 @@ void sparse_write_(const Tensor& weight, const Tensor& values, const MaybeTensor
   args.index = const_data<int32_t>(index);
   args.values = own.const_data_ptr();
   args.base = base.has_value() ? own_base.const_data_ptr() : nullptr;
-  args.weight = weight.mutable_data_ptr();
+  Written written;
+  args.weight = written.row_major(weight, true);
   backend::sparse_write(args, OnDevice(weight));
+  written.copy_back();
 }
 
 // `t` as `like` is: device, dtype, shape.
 void check_twin(const Checks& check, const Tensor& t, const char* name, const Tensor& like,
                 const char* like_name) {
   check.same_device(t, name, like);
-  bool same = t.scalar_type() == like.scalar_type() && t.dim() == like.dim();
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
+  const bool same = t.scalar_type() == like.scalar_type() && of_same_shape(t, like);
   check.that(same,
              std::string("`") + name + "` of the dtype and shape of `" + like_name + "`, " +
                  sizes_name(like),
@@ -73,8 +74,8 @@ Tensor score_gate(const Tensor& w, const Tensor& scores, double threshold) {
   return y;
 }
 
-Tensor gradient_dropout(const Tensor& g, const Tensor& reference, const Tensor& seed, double leak,
-                        double epsilon) {
+Tensor gradient_dropout(const Tensor& g, const Tensor& reference, const Tensor& seed,
+                        double strength, double epsilon) {
   const Checks check("gradient_dropout");
   const Dtype dtype = check.floating(g, "g");
   check_twin(check, reference, "reference", g, "g");
@@ -85,7 +86,7 @@ Tensor gradient_dropout(const Tensor& g, const Tensor& reference, const Tensor& 
   if (g.numel() > 0)
     backend::gradient_dropout(
         GradientDropoutArgs{dtype, g.numel(), own.const_data_ptr(), other.const_data_ptr(),
-                            const_data<int64_t>(seed), leak, epsilon, y.mutable_data_ptr()},
+                            const_data<int64_t>(seed), strength, epsilon, y.mutable_data_ptr()},
         OnDevice(g));
   return laid_out(y, g);
 }
@@ -142,7 +143,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "-> ()");
   m.def("score_gate(Tensor w, Tensor scores, float threshold) -> Tensor");
   m.def(
-      "gradient_dropout(Tensor g, Tensor reference, Tensor seed, float leak, float epsilon) -> "
+      "gradient_dropout(Tensor g, Tensor reference, Tensor seed, float strength, float epsilon) -> "
       "Tensor");
   m.def("row_select(Tensor values, Tensor scores, int k) -> Tensor");
   m.def("mass_gate(Tensor y, float mass) -> Tensor");

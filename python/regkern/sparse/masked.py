@@ -35,12 +35,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, values, bias, weight, ctx.pattern = inputs
-        ctx.save_for_backward(x, values, bias, weight)
+        x, values, _, weight, ctx.pattern = inputs
+        ctx.save_for_backward(x, values, weight)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        x, values, bias, weight = ctx.saved_tensors
+        x, values, weight = ctx.saved_tensors
         dx = dv = db = None
         if ctx.needs_input_grad[0]:
             dx = function_apply(_Transposed, g, values, weight, ctx.pattern)
@@ -107,9 +107,7 @@ def _check(op: str, weight: object, values: object, pattern: object) -> None:
         )
     checks.on_device(op, "values", values, weight)
     checks.on_device(op, "pattern", pattern.index, weight)
-    if weight.dim() < 1 or tuple(weight.flatten(1).shape if weight.dim() > 2 else weight.shape) != (
-        pattern.shape
-    ):
+    if tuple(weight.shape if weight.dim() < 3 else weight.flatten(1).shape) != pattern.shape:
         raise ValueError(
             f"regkern.{op}: expected `weight` of shape {pattern.shape}, that of `pattern`, got "
             f"{tuple(weight.shape)}"
@@ -123,6 +121,9 @@ def _check(op: str, weight: object, values: object, pattern: object) -> None:
             f"regkern.{op}: expected `values` of dtype {weight.dtype} or {compute_dtype(weight)}, "
             f"got {values.dtype}"
         )
+
+
+def _check_frozen(op: str, weight: Tensor) -> None:
     if weight.requires_grad:
         raise ValueError(
             f"regkern.{op}: expected `weight` without a gradient, which `values` have, got one "
@@ -140,8 +141,8 @@ def write_entries_(
     Parameters
     ----------
     weight : Tensor
-        W (R, C), or of more dimensions that flatten to that: float32, float64, bfloat16 or
-        float16, contiguous. It must not require a gradient.
+        W (R, C), or contiguous of more dimensions that flatten to that: float32, float64, bfloat16
+        or float16.
     values : Tensor
         v (nnz,), of the dtype of ``weight`` or of float32 where that is a half.
     pattern : SparsePattern
@@ -166,15 +167,16 @@ def write_entries_(
     """
     op = "write_entries_"
     _check(op, weight, values, pattern)
-    if not weight.is_contiguous():
+    if weight.dim() > 2 and not weight.is_contiguous():
         raise ValueError(
-            f"regkern.{op}: expected a contiguous `weight`, got strides {weight.stride()}"
+            f"regkern.{op}: expected a contiguous `weight` of so many dimensions, got strides "
+            f"{weight.stride()}"
         )
     if base is not None:
         checks.same(op, "base", base, values, "values")
     wide = compute_dtype(weight)
     with torch.no_grad():
-        matrix = weight.detach().view(pattern.shape)
+        matrix = weight if weight.dim() == 2 else weight.view(pattern.shape)
         start = None if base is None else base.detach().to(wide)
         _write_(matrix, values.detach().to(wide), start, pattern.offsets, pattern.index)
     return weight
@@ -239,6 +241,7 @@ def masked_linear(
     op = "masked_linear"
     checks.floating(op, "x", x)
     _check(op, weight, values, pattern)
+    _check_frozen(op, weight)
     checks.on_device(op, "weight", weight, x)
     if bias is not None:
         checks.on_device(op, "bias", bias, x)
@@ -296,6 +299,7 @@ def masked_weight(weight: Tensor, values: Tensor, pattern: SparsePattern) -> Ten
         Where an argument is not as said above, and for a weight that requires a gradient.
     """
     _check("masked_weight", weight, values, pattern)
+    _check_frozen("masked_weight", weight)
     y: Tensor = function_apply(_Weight, values, weight, pattern)
     return y
 

@@ -17,7 +17,7 @@ _FORMS = ("entries", "delta")
 
 
 class MaskedLinear(SparseLayer):
-    r"""A dense linear layer of which the entries of a pattern are trained: SaRA, SHiRA, RoSA, LT-SFT.
+    r"""A dense linear layer of which the entries of a pattern are trained (SaRA, SHiRA, LT-SFT).
 
     .. math:: y = x W^T + b, \qquad W_e = v_e \ \text{or}\ w_e + v_e \ \text{at the entries } e
 
@@ -76,10 +76,6 @@ class MaskedLinear(SparseLayer):
                 f"regkern.{self._op}: expected `linear` to be a torch.nn.Linear, got {type(linear)}"
             )
         weight = linear.weight.detach()
-        if not weight.is_contiguous():
-            raise ValueError(
-                f"regkern.{self._op}: expected a contiguous weight, got strides {weight.stride()}"
-            )
         dtype = weight.dtype if dtype is None else dtype
         if dtype != weight.dtype and (dtype != torch.float32 or weight.dtype == torch.float64):
             raise TypeError(
@@ -162,7 +158,7 @@ class MaskedLinear(SparseLayer):
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
         )
         made.weight = nn.Parameter(self.dense_weight())
-        made.bias = self.bias
+        made.register_parameter("bias", self.bias)
         return made.train(self.training)
 
     def remove(self) -> nn.Linear:
@@ -170,7 +166,7 @@ class MaskedLinear(SparseLayer):
         beginning again, with values of 0."""
         if self.base is None:
             raise ValueError(
-                f"regkern.{self._op}: expected form='delta' to remove the entries, got {self.form!r}"
+                f"regkern.{self._op}: expected form 'delta' to remove entries, got {self.form!r}"
             )
         with torch.no_grad():
             self.values.zero_()
@@ -218,9 +214,7 @@ class MaskedLinear(SparseLayer):
     def _is_written(self) -> bool:
         written = self._written
         return (
-            written is not None
-            and written[0] is self.values
-            and written[1] == self.values._version
+            written is not None and written[0] is self.values and written[1] == self.values._version
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedLinear:
