@@ -46,7 +46,7 @@ def _drawn(call: Callable[..., Any], *options: Any) -> Callable[..., Any]:
 
 
 def _channels_last(y: Tensor, mass: float) -> Tensor:
-    return gates.mass_gate(y.contiguous(memory_format=torch.channels_last_3d), mass)
+    return gates.mass_gate(y.movedim(1, -1).contiguous().movedim(-1, 1), mass)
 
 
 SHAPES = ((9, 40), (3, 0), (70, 300))

@@ -17,7 +17,9 @@ _write_ = register("sparse_write_", lambda *args: None)
 
 
 def _at_entries(g: Tensor, x: Tensor, pattern: SparsePattern, like: Tensor) -> Tensor:
-    """gᵀ x at the entries, as `like` is; leading dimensions are a batch."""
+    """gᵀ x at the entries, as `like` is."""
+    if pattern.nnz == 0:
+        return torch.zeros_like(like)
     x = x if x.dtype == g.dtype else x.to(g.dtype)
     return sddmm(g, x, pattern).to(like.dtype)
 
@@ -47,7 +49,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dv = _at_entries(g, x, ctx.pattern, values)
         if ctx.needs_input_grad[2]:
-            db = g.flatten(0, -2).sum(0) if g.dim() > 1 else g
+            db = g.sum(0)
         return dx, dv, db, None, None
 
 

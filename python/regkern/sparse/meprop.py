@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -156,6 +157,8 @@ def topk_gradient(x: Tensor, k: int, unified: bool = False) -> Tensor:
 class _Linear(torch.autograd.Function):
     """x Wᵀ + b, whose backward has the k columns of the gradient alone."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
         return torch.nn.functional.linear(x, weight, bias)
@@ -174,11 +177,10 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = kept @ weight.index_select(0, columns)
         if ctx.needs_input_grad[1]:
-            rows = kept.flatten(0, -2).t() @ x.flatten(0, -2)
+            rows = kept.t() @ x
             dw = torch.zeros_like(weight).index_copy(0, columns, rows)
         if ctx.needs_input_grad[2]:
-            sums = kept.flatten(0, -2).sum(0)
-            db = torch.zeros_like(bias).index_copy(0, columns, sums)
+            db = torch.zeros_like(bias).index_copy(0, columns, kept.sum(0))
         return dx, dw, db, None
 
 
@@ -238,6 +240,6 @@ def meprop_linear(
         )
     if not unified or k >= weight.shape[0]:
         return topk_gradient(torch.nn.functional.linear(x, weight, bias), k)
-    flat = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y: Tensor = function_apply(_Linear, flat, weight, bias, k)
     return y.reshape(*x.shape[:-1], weight.shape[0])

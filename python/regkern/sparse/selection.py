@@ -1,4 +1,8 @@
-"""Which elements of a dense network are trained."""
+"""Which elements of a dense network are trained.
+
+The largest magnitudes, and the largest changes since an initial state (LT-SFT), are
+:func:`regkern.top_k_mask`.
+"""
 
 from __future__ import annotations
 

@@ -75,6 +75,10 @@ class MaskedLinear(SparseLayer):
             raise TypeError(
                 f"regkern.{self._op}: expected `linear` to be a torch.nn.Linear, got {type(linear)}"
             )
+        if not isinstance(pattern, SparsePattern):
+            raise TypeError(
+                f"regkern.{self._op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
+            )
         weight = linear.weight.detach()
         dtype = weight.dtype if dtype is None else dtype
         if dtype != weight.dtype and (dtype != torch.float32 or weight.dtype == torch.float64):
@@ -111,7 +115,8 @@ class MaskedLinear(SparseLayer):
         pattern: SparsePattern | None = None,
         form: str = "entries",
     ) -> MaskedLinear:
-        """Trains the entries of a pattern, or the share of the largest magnitude (Super-Tuning)."""
+        """Trains the entries of a pattern, or the share of the largest magnitude (Super-Tuning), a
+        pattern that can be made again from the weight as it was."""
         if pattern is None and density is None:
             raise ValueError(
                 "regkern.MaskedLinear: expected `density` or `pattern`, got neither of them"
@@ -197,6 +202,8 @@ class MaskedLinear(SparseLayer):
         return places
 
     def set_pattern(self, pattern: SparsePattern, values: Tensor) -> None:
+        """Other entries with these values; of the old ones becomes what :meth:`select` says."""
+        self._check_pattern(pattern)
         if self.base is not None:
             self._take_out(self.base)
         else:
