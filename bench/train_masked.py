@@ -236,7 +236,7 @@ def main() -> int:
         row["peak_bytes"] = peak(run.model, run.optimizer, batch)
         print(
             f"{kind:>6}: loss {row['loss']:.3f}; {row['trained']} trained, gradients "
-            f"{row['gradient_bytes'] / 2**20:.3f} MiB, states {row['state_bytes'] / 2**20:.3f} MiB; "
+            f"{row['gradient_bytes'] / 2**20:.3f} and states {row['state_bytes'] / 2**20:.3f} MiB; "
             f"a step allocates {row['peak_bytes'] / 2**20:.1f} MiB and takes "
             f"{row['step_seconds'] * 1e3:.1f} ms"
         )
