@@ -529,6 +529,15 @@ def test_mask_tuning() -> None:
         score_gate(w, s, float("nan"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_that_no_cache_holds(dtype: torch.dtype) -> None:
+    """They are written past it."""
+    n = (24 << 20) // dtype.itemsize + 4097
+    w = _normal(1000).to(dtype).repeat(n // 1000 + 1)[:n]
+    s = _normal(1001, salt=1).to(dtype).repeat(n // 1001 + 1)[:n]
+    assert torch.equal(score_gate(w, s, 0.1), w * (s > 0.1).to(dtype))
+
+
 def test_mask_tuned_layer() -> None:
     dense = _linear()
     layer = MaskTunedLinear(copy.deepcopy(dense))

@@ -148,7 +148,7 @@ CASES = (
     Case(
         op="score_gate",
         variant="",
-        shape=(4096, 4096),
+        shape=(2048, 4096),
         small=(9, 20),
         make=_matrices,
         ours=_gate,
@@ -160,7 +160,7 @@ CASES = (
     Case(
         op="gradient_dropout",
         variant="",
-        shape=(4096, 4096),
+        shape=(2048, 4096),
         small=(9, 20),
         make=_matrices,
         ours=_dropout,
