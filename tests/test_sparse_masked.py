@@ -89,6 +89,34 @@ def test_masked_linear_is_differentiable_as_often_as_wanted() -> None:
     assert torch.autograd.gradgradcheck(call, (x, values, bias), fast_mode=True)
 
 
+def test_transforms() -> None:
+    weight, x = _normal(9, 20), _normal(4, 20)
+    values = PATTERN.gather(weight)
+
+    def loss(x: Tensor, values: Tensor) -> Tensor:
+        return masked_linear(x, weight, values, PATTERN).square().sum()
+
+    inputs = (x.clone().requires_grad_(), values.clone().requires_grad_())
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    for a, e in zip(torch.func.grad(loss, (0, 1))(x, values), expected, strict=True):
+        torch.testing.assert_close(a, e)
+    each = torch.func.vmap(torch.func.grad(loss, 1), (0, None))(x, values)
+    assert each.shape == (4, PATTERN.nnz)
+    torch.testing.assert_close(each.sum(0), expected[1])
+
+
+def test_no_entries() -> None:
+    linear = _linear()
+    empty = SparsePattern.from_mask(torch.zeros(9, 20, dtype=torch.bool))
+    layer = MaskedLinear(copy.deepcopy(linear), empty)
+    x = _normal(3, 20)
+    y = layer(x)
+    assert torch.equal(y, linear(x))
+    y.sum().backward()
+    assert layer.values.grad is not None
+    assert layer.values.grad.shape == (0,)
+
+
 def test_nothing_of_the_weights_size_is_allocated() -> None:
     rows, columns = 256, 300
     pattern = random_pattern((rows, columns), 500, generator=torch.Generator().manual_seed(1))

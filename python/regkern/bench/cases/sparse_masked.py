@@ -78,8 +78,9 @@ def _gate_definition(i: Inputs) -> Tensor:
 
 
 def _gate_eager(i: Inputs) -> Tensor:
-    x: Tensor = i["x"]
-    return x * (i["other"] > 0.1).to(x.dtype)
+    x, scores = i["x"], i["other"]
+    gated: Tensor = x * (scores > 0.1).to(x.dtype)
+    return gated
 
 
 def _dropout(i: Inputs) -> Tensor:
