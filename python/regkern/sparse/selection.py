@@ -39,8 +39,8 @@ def small_weight_mask(
     threshold : float
         t, at least 0.
     fraction : float
-        Instead of t: exactly as many are chosen as are not among the ⌈(1 − fraction) · number⌉
-        largest; of equal magnitudes those of the highest index.
+        Instead of t: the ⌊fraction · number⌋ smallest; of equal magnitudes those of the highest
+        index.
     per_tensor : bool
         Whether ``fraction`` is of each tensor, or of all together.
 
