@@ -164,6 +164,8 @@ WIDE_ACCESSES = {
     r"\bblend_kernel<float, false>": 2,
     r"\bblend_kernel<float, true>": 2,
     r"\bblend_kernel<regkern::bfloat16, false>": 1,
+    r"\bscore_gate_kernel<float>": 2,
+    r"\bscore_gate_kernel<regkern::bfloat16>": 1,
     r"\bprefix_kernel<float>": 2,
     r"\bprefix_kernel<regkern::bfloat16>": 1,
     r"\bmix_kernel<unsigned char, 16, false, unsigned int>": 4,
