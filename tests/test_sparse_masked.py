@@ -20,7 +20,7 @@ from regkern.sparse.gates import (
     mass_gate_loss,
     score_gate,
 )
-from regkern.sparse.masked import index_map, masked_linear, masked_weight, write_entries_
+from regkern.sparse.masked import masked_linear, masked_weight, write_entries_
 from regkern.sparse.meprop import meprop_linear, row_top_k, topk_gradient
 from regkern.sparse.selection import (
     GradientSquares,
@@ -30,6 +30,7 @@ from regkern.sparse.selection import (
     snip_mask,
     structured_pattern,
 )
+from regkern.sparse.updates import entry_map
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -277,9 +278,9 @@ def test_other_entries_in_the_same_parameter(form: str) -> None:
     kept = places >= 0
     assert int(kept.sum()) == int(both.sum())
     torch.testing.assert_close(layer.values[kept], other.gather(old)[kept])
-    assert torch.equal(index_map(other, other), torch.arange(other.nnz))
+    assert torch.equal(entry_map(other, other), torch.arange(other.nnz))
     nothing = SparsePattern.from_mask(torch.zeros(9, 20, dtype=torch.bool))
-    assert torch.equal(index_map(nothing, other), torch.full((other.nnz,), -1))
+    assert torch.equal(entry_map(nothing, other), torch.full((other.nnz,), -1))
     layer(_normal(2, 20)).sum().backward()
 
 

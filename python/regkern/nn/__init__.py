@@ -62,7 +62,14 @@ from regkern.nn.quantize import (
     QuantNoise,
     StochasticRound,
 )
-from regkern.nn.sparse import SparseLinear
+from regkern.nn.sparse import (
+    ChannelGate,
+    MaskedLinear,
+    MaskTunedLinear,
+    SparseConv1d,
+    SparseConv2d,
+    SparseLinear,
+)
 from regkern.nn.spectral import (
     AOLConv2d,
     AOLLinear,
@@ -101,6 +108,7 @@ __all__ = [
     "AOLLinear",
     "AnalogWeights",
     "BarlowTwinsLoss",
+    "ChannelGate",
     "ClassBasedTransport",
     "CompactDropoutLinear",
     "ConvSpectralNorm",
@@ -131,6 +139,8 @@ __all__ = [
     "LatentQuantizer",
     "LinearSchedule",
     "LoRADropoutLinear",
+    "MaskTunedLinear",
+    "MaskedLinear",
     "MinMaxObserver",
     "MixUp",
     "Mixout",
@@ -153,6 +163,8 @@ __all__ = [
     "SinkhornDivergence",
     "SinkhornNormalize",
     "SlicedWasserstein",
+    "SparseConv1d",
+    "SparseConv2d",
     "SparseLinear",
     "SparseRouter",
     "Sparsemax",

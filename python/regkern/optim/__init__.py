@@ -40,6 +40,12 @@ from regkern.optim.shrinking import (
     Shrunk,
     shrink,
 )
+from regkern.optim.sparse_schedules import (
+    CosineDecay,
+)
+from regkern.optim.sparse_training import (
+    SparseTraining,
+)
 from regkern.optim.stochastic import (
     SGD,
     AdamW,
@@ -57,6 +63,7 @@ __all__ = [
     "SAM",
     "SGD",
     "AdamW",
+    "CosineDecay",
     "CubicRamp",
     "GradientNormPenalty",
     "Muon",
@@ -66,6 +73,7 @@ __all__ = [
     "Proximal",
     "ShrinkReport",
     "Shrunk",
+    "SparseTraining",
     "SparsityReport",
     "TensorSparsity",
     "WarmUp",

@@ -304,34 +304,3 @@ def masked_weight(weight: Tensor, values: Tensor, pattern: SparsePattern) -> Ten
     _check_frozen("masked_weight", weight)
     y: Tensor = function_apply(_Weight, values, weight, pattern)
     return y
-
-
-def index_map(old: SparsePattern, new: SparsePattern) -> Tensor:
-    """Which entry of an old pattern each entry of a new one was.
-
-    Parameters
-    ----------
-    old, new : SparsePattern
-        Of one shape, on one device.
-
-    Returns
-    -------
-    Tensor
-        int64 (nnz of ``new``,): an entry of ``old``, or -1 where there was none. Values and states
-        of an optimizer follow it.
-
-    Raises
-    ------
-    ValueError
-        For patterns of different shapes.
-    """
-    if old.shape != new.shape:
-        raise ValueError(
-            f"regkern.index_map: expected patterns of one shape, got {old.shape} and {new.shape}"
-        )
-    checks.on_device("index_map", "new", new.index, old.index)
-    if old.nnz == 0:
-        return torch.full((new.nnz,), -1, dtype=torch.int64, device=new.device)
-    before, after = (p.rows() * p.shape[1] + p.index for p in (old, new))
-    at = torch.searchsorted(before, after).clamp(max=old.nnz - 1)
-    return torch.where(before[at] == after, at, -1)

@@ -10,8 +10,9 @@ from torch.utils.hooks import RemovableHandle
 
 from regkern import _checks as checks
 from regkern.nn.sparse.base import SparseLayer, entries_of
-from regkern.sparse.masked import index_map, masked_linear, write_entries_
+from regkern.sparse.masked import masked_linear, write_entries_
 from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.updates import entry_map
 
 _FORMS = ("entries", "delta")
 
@@ -192,7 +193,7 @@ class MaskedLinear(SparseLayer):
         """
         self._check_pattern(pattern)
         pattern = pattern.to(self.values.device)
-        places = index_map(self._pattern, pattern)
+        places = entry_map(self._pattern, pattern)
         start = pattern.gather(self.dense_weight()).to(self.values.dtype)
         if self.base is not None:
             start = torch.zeros_like(start)
