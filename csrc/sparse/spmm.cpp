@@ -18,7 +18,7 @@ constexpr int64_t kPieceEntries = int64_t{1} << 13;
 // Few entries are as many pieces all the same, for as many threads, if these do not get too small.
 constexpr int64_t kLeastPieces = 16, kLeastEntries = int64_t{1} << 11;
 // How far ahead of an entry the vectors that it needs are asked for.
-constexpr int64_t kAhead = 6;
+constexpr int64_t kAhead = 12;
 
 // (tile, kSquare features) ← x, whose element (b, f) is at b · row + f.
 template <typename T, typename C>
@@ -106,6 +106,8 @@ inline void write_rows(const compute_t<T> (*rows)[BT], bool feature_major, int64
 constexpr int64_t kPanelBytes = int64_t{1} << 18, kPanelEntries = 32;
 // Rows that are gone through together, panel by panel.
 constexpr int64_t kPanelRows = 1024;
+// Pieces that a thread takes at once then, so that it reads a panel for many entries.
+constexpr int64_t kPanelPieces = 4;
 
 // Features of a panel.
 int64_t panel_width(const SparseView& view, int64_t feature_bytes) {
@@ -133,12 +135,10 @@ int64_t piece_begin(const SparseView& view, int64_t p, int64_t pieces) {
   return low / kRowGroup * kRowGroup;
 }
 
-// Empty rows are work as well: their results are zeros, or the bias. A piece reads all panels, and
-// has entries to do so for.
-int64_t count_pieces(const SparseView& view, bool panels) {
-  const int64_t by_entries = view.nnz / (panels ? 4 * kPieceEntries : kPieceEntries);
-  const int64_t small = view.nnz / kLeastEntries,
-                least = small < kLeastPieces ? small : kLeastPieces;
+// Empty rows are work as well: their results are zeros, or the bias.
+int64_t count_pieces(const SparseView& view) {
+  const int64_t by_entries = view.nnz / kPieceEntries, small = view.nnz / kLeastEntries;
+  const int64_t least = small < kLeastPieces ? small : kLeastPieces;
   const int64_t most = (view.rows + kRowGroup - 1) / kRowGroup;
   const int64_t wanted = by_entries > least ? by_entries : least > 0 ? least : 1;
   return wanted < most ? wanted : most > 0 ? most : 1;
@@ -201,18 +201,21 @@ void spmm_tiles(const SpmmArgs& args) {
   T* const y = static_cast<T*>(args.y);
   const int64_t width = panel_width(view, BT * static_cast<int64_t>(sizeof(C)));
   const bool panels = width < view.columns;
-  const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view, panels);
+  const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view);
   const int64_t together = panels ? kPanelRows : kRowGroup;
   // Tile by tile, so that one stays in the cache.
   parallel_for(tiles * pieces, 1, [&](int64_t from, int64_t to) {
     const Scratch<C> sums(together * BT);
     const Scratch<int64_t> next(together);
     auto* const rows = reinterpret_cast<C(*)[BT]>(sums.data());
-    for (int64_t unit = from; unit < to; ++unit) {
+    for (int64_t unit = from, taken = 0; unit < to; unit += taken) {
       const int64_t t = unit / pieces, p = unit % pieces;
+      taken = panels ? kPanelPieces : 1;
+      if (taken > to - unit) taken = to - unit;
+      if (taken > pieces - p) taken = pieces - p;
       const C* const tile = static_cast<const C*>(args.x.data) + t * args.x.stride;
       const int64_t b = t * BT, left = args.batch - b, some = left < BT ? left : BT;
-      const int64_t last = piece_begin(view, p + 1, pieces);
+      const int64_t last = piece_begin(view, p + taken, pieces);
       for (int64_t r = piece_begin(view, p, pieces); r < last; r += together) {
         const int64_t count = last - r < together ? last - r : together;
         for (int64_t i = 0; i < count; ++i) next[i] = view.offsets[r + i];
@@ -343,15 +346,15 @@ inline int64_t both_of_row(const C* x, const C* tile, int64_t pitch, const int32
   int64_t e = begin;
   for (; e + kQuad <= end && index[e + kQuad - 1] < limit; e += kQuad) {
     for (int j = 0; j < kQuad; ++j) g[j] = tile + index[e + j] * pitch;
-    if (e + 2 * kQuad <= known)
-      for (int j = 0; j < kQuad; ++j) prefetch<BT>(tile + index[e + kQuad + j] * pitch);
+    if (e + kAhead + kQuad <= known)
+      for (int j = 0; j < kQuad; ++j) prefetch<BT>(tile + index[e + kAhead + j] * pitch);
     for (int j = 0; j < kQuad; j += kMany)
       multiply_entries<BT, C, kDx, kMany>(x, g + j, kDx ? values + e + j : nullptr, dx, quads + j);
     add_quads(quads, dvalues + e);
   }
   for (; e < end && index[e] < limit; ++e) {
     g[0] = tile + index[e] * pitch;
-    if (e + kQuad < known) prefetch<BT>(tile + index[e + kQuad] * pitch);
+    if (e + kAhead < known) prefetch<BT>(tile + index[e + kAhead] * pitch);
     multiply_entries<BT, C, kDx, 1>(x, g, kDx ? values + e : nullptr, dx, quads);
     dvalues[e] += (quads[0][0] + quads[0][2]) + (quads[0][1] + quads[0][3]);
   }
@@ -367,17 +370,26 @@ void sddmm_tiles(const SddmmArgs& args) {
   T* const dx = static_cast<T*>(args.dx);
   const int64_t width = panel_width(view, BT * static_cast<int64_t>(sizeof(C)));
   const bool panels = width < view.columns;
-  const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view, panels);
+  const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view);
   const int64_t together = panels ? kPanelRows : kRowGroup;
   // A piece goes through all tiles, with its values and their derivatives side by side meanwhile.
   parallel_for(pieces, 1, [&](int64_t from, int64_t to) {
     const Scratch<C> rows_of_dx(kDx ? together * BT : 0);
     const Scratch<int64_t> next(together);
     auto* const rows = reinterpret_cast<C(*)[BT]>(rows_of_dx.data());
-    for (int64_t p = from; p < to; ++p) {
-      const int64_t first = piece_begin(view, p, pieces), last = piece_begin(view, p + 1, pieces);
+    const int64_t step = panels ? kPanelPieces : 1;
+    const auto end_of = [&](int64_t p) { return p + step < to ? p + step : to; };
+    int64_t most = 0;
+    for (int64_t p = from; p < to; p += step) {
+      const int64_t entries = view.offsets[piece_begin(view, end_of(p), pieces)] -
+                              view.offsets[piece_begin(view, p, pieces)];
+      most = most < entries ? entries : most;
+    }
+    const Scratch<C> own(kDx ? most : 0), sums(most);
+    for (int64_t p = from; p < to; p += step) {
+      const int64_t first = piece_begin(view, p, pieces);
+      const int64_t last = piece_begin(view, end_of(p), pieces);
       const int64_t begin = view.offsets[first], entries = view.offsets[last] - begin;
-      const Scratch<C> own(kDx ? entries : 0), sums(entries);
       const auto place = [&](int64_t e) {
         return view.order != nullptr ? view.order[begin + e] : begin + e;
       };
@@ -390,10 +402,9 @@ void sddmm_tiles(const SddmmArgs& args) {
         const int64_t b = t * BT, left = args.batch - b, some = left < BT ? left : BT;
         for (int64_t r = first; r < last; r += together) {
           const int64_t count = last - r < together ? last - r : together;
-          for (int64_t i = 0; i < count; ++i) {
-            next[i] = view.offsets[r + i] - begin;
-            for (int k = 0; kDx && k < BT; ++k) rows[i][k] = C(0);
-          }
+          for (int64_t i = 0; i < count; ++i) next[i] = view.offsets[r + i] - begin;
+          if (kDx)
+            for (int64_t k = 0; k < count * BT; ++k) rows_of_dx[k] = C(0);
           for (int64_t limit = width;; limit += width) {
             for (int64_t i = 0; i < count; ++i) {
               const int64_t end = view.offsets[r + i + 1] - begin;
