@@ -265,12 +265,13 @@ def test_activations(activation: str, major: bool) -> None:
 
 
 def test_activations_far_out() -> None:
-    """The diagonal of ones: results are activations of what comes in."""
+    """With ones on the diagonal, results are activations of what comes in."""
     pattern = SparsePattern.from_mask(torch.eye(7, dtype=torch.bool))
-    x = torch.tensor([[-90.0, -20.0, -0.0, 1e-30, 20.0, 90.0, float("nan")]])
+    x = torch.tensor([[-90.0, -20.0, -0.0, 1e-30, 90.0, float("nan"), float("inf")]])
     ones = torch.ones(7)
     for activation, known in (
         ("gelu", torch.nn.functional.gelu),
+        ("gelu_tanh", lambda z: torch.nn.functional.gelu(z, approximate="tanh")),
         ("silu", torch.nn.functional.silu),
     ):
         y = sparse_linear(x, ones, pattern, None, activation)

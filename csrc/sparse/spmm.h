@@ -100,10 +100,16 @@ static inline void with_tile(int tile, const Call& call) {
     call(std::integral_constant<int, kWide / 2>());
 }
 
+// s(t) = 1 / (1 + e⁻ᵗ), and 0 where e⁻ᵗ is out of range: −∞ times that is NaN, as it is for torch.
+template <typename C>
+REGKERN_HD C logistic(C t) {
+  return choose(t < C(sizeof(C) == 8 ? -700 : -87), C(0), C(1) / (C(1) + regkern::exp(-t)));
+}
+
 // σ(z):
 //
 //     gelu       z Φ(z), with the distribution function Φ of standard normals
-//     gelu_tanh  z s(2u), u = √(2/π) (z + 0.044715 z³), with s(t) = 1 / (1 + e⁻ᵗ)
+//     gelu_tanh  z s(2u), u = √(2/π) (z + 0.044715 z³)
 //     silu       z s(z)
 template <Activation kActivation, typename C>
 REGKERN_HD C activated(C z) {
@@ -111,9 +117,9 @@ REGKERN_HD C activated(C z) {
   if constexpr (kActivation == Activation::gelu) return z * regkern::normal_cdf(z);
   if constexpr (kActivation == Activation::gelu_tanh) {
     const C twice = C(1.5957691216057308) * (z + C(0.044715) * (z * z * z));
-    return z / (C(1) + regkern::exp(-twice));
+    return z * logistic(twice);
   }
-  if constexpr (kActivation == Activation::silu) return z / (C(1) + regkern::exp(-z));
+  if constexpr (kActivation == Activation::silu) return z * logistic(z);
   return z;
 }
 

@@ -86,6 +86,9 @@ def _of_activation(activation: str, g: Tensor, z: Tensor) -> Tensor:
         return g
     of_z: Tensor
     if activation == "silu":
+        if torch.is_grad_enabled():  # torch's own has no derivative
+            share = torch.sigmoid(z)
+            return g * share * (1 + z * (1 - share))
         of_z = torch.ops.aten.silu_backward(g, z)
     else:
         tanh = "tanh" if activation == "gelu_tanh" else "none"
