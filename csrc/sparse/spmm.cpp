@@ -101,23 +101,6 @@ inline void write_rows(const compute_t<T> (*rows)[BT], bool feature_major, int64
     for (int64_t i = 0; i < count; ++i) narrow(rows[i][k], y + (b + k) * features + r + i);
 }
 
-// Where a tile of all features is larger than this, it is gone through in panels of features that
-// stay in the second cache, if rows have enough entries in one to be worth coming back to.
-constexpr int64_t kPanelBytes = int64_t{1} << 18, kPanelEntries = 32;
-// Rows that are gone through together, panel by panel.
-constexpr int64_t kPanelRows = 1024;
-// Pieces that a thread takes at once then, so that it reads a panel for many entries.
-constexpr int64_t kPanelPieces = 4;
-
-// Features of a panel.
-int64_t panel_width(const SparseView& view, int64_t feature_bytes) {
-  int64_t width = kPanelBytes / feature_bytes;
-  const double density = static_cast<double>(view.nnz) /
-                         (static_cast<double>(view.rows) * static_cast<double>(view.columns));
-  while (width < view.columns && density * static_cast<double>(width) < kPanelEntries) width *= 2;
-  return 2 * view.columns <= 3 * width ? view.columns : width;
-}
-
 // Pieces of rows with about as many entries each, whole groups of rows. The first row of piece p of
 // `pieces`.
 int64_t piece_begin(const SparseView& view, int64_t p, int64_t pieces) {
@@ -150,28 +133,19 @@ inline void prefetch(const C* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + i);
 }
 
-// Σ_e w_e x_e of the entries of a row from `begin` on whose index is below `limit`, added to `out`
-// or, where it is the first of them, written there. All sums are in registers. The first entry that
-// is left. Entries from `known` on are not looked ahead to.
+// Σ_e w_e x_e of a row: all sums in registers. Entries from `known` on are not looked ahead to.
 template <int BT, typename C, bool kOrdered>
-inline int64_t sum_row(const C* tile, int64_t pitch, const SparseView& view, const C* values,
-                       int64_t begin, int64_t end, int64_t limit, int64_t known, bool first,
-                       C* out) {
+inline void sum_row(const C* tile, int64_t pitch, const SparseView& view, const C* values,
+                    int64_t begin, int64_t end, int64_t known, C* out) {
   constexpr int kCount = BT / kRegisterLanes<C>;
-  Register<C> sums[kCount];
-  for (int v = 0; v < kCount; ++v)
-    sums[v] = first ? Register<C>{} : load_register(out + v * kRegisterLanes<C>);
-  int64_t e = begin;
-  for (; e < end; ++e) {
-    const int64_t column = view.index[e];
-    if (column >= limit) break;
+  Register<C> sums[kCount] = {};
+  for (int64_t e = begin; e < end; ++e) {
     const C w = values[kOrdered ? view.order[e] : e];
-    const C* const x = tile + column * pitch;
+    const C* const x = tile + view.index[e] * pitch;
     if (e + kAhead < known) prefetch<BT>(tile + view.index[e + kAhead] * pitch);
     for (int v = 0; v < kCount; ++v) sums[v] += w * load_register(x + v * kRegisterLanes<C>);
   }
   for (int v = 0; v < kCount; ++v) store_register(out + v * kRegisterLanes<C>, sums[v]);
-  return e;
 }
 
 // Each row (BT) plus its bias, kept in `z` if that is asked for, and activated.
@@ -199,52 +173,32 @@ void spmm_tiles(const SpmmArgs& args) {
   const C* const values = static_cast<const C*>(args.values);
   const C* const bias = static_cast<const C*>(args.bias);
   T* const y = static_cast<T*>(args.y);
-  const int64_t width = panel_width(view, BT * static_cast<int64_t>(sizeof(C)));
-  const bool panels = width < view.columns;
   const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view);
-  const int64_t together = panels ? kPanelRows : kRowGroup;
   // Tile by tile, so that one stays in the cache.
   parallel_for(tiles * pieces, 1, [&](int64_t from, int64_t to) {
-    const Scratch<C> sums(together * BT);
-    const Scratch<int64_t> next(together);
-    auto* const rows = reinterpret_cast<C(*)[BT]>(sums.data());
-    for (int64_t unit = from, taken = 0; unit < to; unit += taken) {
+    for (int64_t unit = from; unit < to; ++unit) {
       const int64_t t = unit / pieces, p = unit % pieces;
-      taken = panels ? kPanelPieces : 1;
-      if (taken > to - unit) taken = to - unit;
-      if (taken > pieces - p) taken = pieces - p;
       const C* const tile = static_cast<const C*>(args.x.data) + t * args.x.stride;
       const int64_t b = t * BT, left = args.batch - b, some = left < BT ? left : BT;
-      const int64_t last = piece_begin(view, p + taken, pieces);
-      for (int64_t r = piece_begin(view, p, pieces); r < last; r += together) {
-        const int64_t count = last - r < together ? last - r : together;
-        for (int64_t i = 0; i < count; ++i) next[i] = view.offsets[r + i];
-        for (int64_t limit = width;; limit += width) {
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t end = view.offsets[r + i + 1], known = panels ? end : view.nnz;
-            if (view.order != nullptr)
-              next[i] = sum_row<BT, C, true>(tile, args.x.pitch, view, values, next[i], end, limit,
-                                             known, limit == width, rows[i]);
-            else
-              next[i] = sum_row<BT, C, false>(tile, args.x.pitch, view, values, next[i], end, limit,
-                                              known, limit == width, rows[i]);
-          }
-          if (limit >= view.columns) break;
+      const int64_t last = piece_begin(view, p + 1, pieces);
+      for (int64_t r = piece_begin(view, p, pieces); r < last; r += kRowGroup) {
+        const int64_t count = last - r < kRowGroup ? last - r : kRowGroup;
+        alignas(64) C rows[kRowGroup][BT], z[kRowGroup][BT];
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t begin = view.offsets[r + i], end = view.offsets[r + i + 1];
+          if (view.order != nullptr)
+            sum_row<BT, C, true>(tile, args.x.pitch, view, values, begin, end, view.nnz, rows[i]);
+          else
+            sum_row<BT, C, false>(tile, args.x.pitch, view, values, begin, end, view.nnz, rows[i]);
         }
-        for (int64_t i = 0; i < count; i += kRowGroup) {
-          const int64_t group = count - i < kRowGroup ? count - i : kRowGroup;
-          alignas(64) C z[kRowGroup][BT];
-          with_activation(args.activation, [&](auto activation) {
-            finish_rows<BT, decltype(activation)::value>(group,
-                                                         bias != nullptr ? bias + r + i : nullptr,
-                                                         rows + i, args.z != nullptr ? z : nullptr);
-          });
-          write_rows<T, BT>(rows + i, args.feature_major, args.batch, view.rows, b, some, r + i,
-                            group, y);
-          if (args.z != nullptr)
-            write_rows<T, BT>(z, args.feature_major, args.batch, view.rows, b, some, r + i, group,
-                              static_cast<T*>(args.z));
-        }
+        with_activation(args.activation, [&](auto activation) {
+          finish_rows<BT, decltype(activation)::value>(count, bias != nullptr ? bias + r : nullptr,
+                                                       rows, args.z != nullptr ? z : nullptr);
+        });
+        write_rows<T, BT>(rows, args.feature_major, args.batch, view.rows, b, some, r, count, y);
+        if (args.z != nullptr)
+          write_rows<T, BT>(z, args.feature_major, args.batch, view.rows, b, some, r, count,
+                            static_cast<T*>(args.z));
       }
     }
   });
@@ -359,6 +313,25 @@ inline int64_t both_of_row(const C* x, const C* tile, int64_t pitch, const int32
     dvalues[e] += (quads[0][0] + quads[0][2]) + (quads[0][1] + quads[0][3]);
   }
   return e;
+}
+
+// Where a tile of all features of g is larger than this, it is gone through in panels of features
+// that stay in the second cache, if rows have enough entries in one to be worth coming back to. The
+// order of sums is that of the entries either way. (Of a sum over entries alone, where nothing else
+// is computed from a vector meanwhile, panels make no difference.)
+constexpr int64_t kPanelBytes = int64_t{1} << 18, kPanelEntries = 32;
+// Rows that are gone through together, panel by panel.
+constexpr int64_t kPanelRows = 1024;
+// Pieces that a thread takes at once then, so that it reads a panel for many entries.
+constexpr int64_t kPanelPieces = 4;
+
+// Features of a panel.
+int64_t panel_width(const SparseView& view, int64_t feature_bytes) {
+  int64_t width = kPanelBytes / feature_bytes;
+  const double density = static_cast<double>(view.nnz) /
+                         (static_cast<double>(view.rows) * static_cast<double>(view.columns));
+  while (width < view.columns && density * static_cast<double>(width) < kPanelEntries) width *= 2;
+  return 2 * view.columns <= 3 * width ? view.columns : width;
 }
 
 template <typename T, int BT, bool kDx>
