@@ -49,7 +49,15 @@ def _sample(
 SAMPLES: list[Sample] = [
     _sample("sparse_linear", "batch", (21, 13), [(5, 13), (-1,)]),
     _sample("sparse_linear", "bias-relu", (19, 40), [(2, 35, 40), (-1,), (19,)], activation="relu"),
-    _sample("sparse_linear", "features", (17, 33), [(33, 64), (-1,)], feature_major=True),
+    _sample("sparse_linear", "bias-gelu", (11, 7), [(4, 7), (-1,), (11,)], activation="gelu"),
+    _sample(
+        "sparse_linear",
+        "features-silu",
+        (17, 33),
+        [(33, 64), (-1,)],
+        activation="silu",
+        feature_major=True,
+    ),
     _sample("spmm_t", "batch", (21, 13), [(70, 21), (-1,)]),
     _sample("sddmm", "batch", (21, 13), [(70, 21), (70, 13)]),
     _sample("sddmm", "features", (18, 9), [(18, 6), (9, 6)], feature_major=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from regkern.reference.sparse import products as reference
 from regkern.sparse import SparsePattern, sddmm, sparse_linear, spmm, spmm_t
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 OPS = torch.ops.regkern
 
@@ -69,6 +73,17 @@ def test_pattern_kinds() -> None:
     assert blocks.nnz == 128
     pairs = SparsePattern.n_m(_normal(5, 12))
     assert (pairs.mask().reshape(5, 3, 4).sum(2) == 2).all()
+
+
+def test_semi_structured_wants_two_of_four() -> None:
+    """torch has its products on CUDA alone; what is not 2:4 is refused anywhere."""
+    weight = _normal(4, 8)
+    with pytest.raises(ValueError, match="CUDA"):
+        SparsePattern.n_m(weight).to_semi_structured(torch.ones(16))
+    with pytest.raises(ValueError, match="among 4 neighbours"):
+        SparsePattern.from_mask(_mask(4, 8, 1.0)).to_semi_structured(torch.ones(32))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        SparsePattern.from_mask(_mask(4, 6)).to_semi_structured(torch.ones(1))
 
 
 def test_explicit_zeros_are_entries() -> None:
@@ -148,14 +163,18 @@ def test_any_shape(
         expected = wanted(dense.double(), wide, pattern, feature_major=major)  # type: ignore[operator]
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
     expected = reference.sddmm(g.double(), x.double(), pattern, major)
-    torch.testing.assert_close(sddmm(g, x, pattern, major).double(), expected, rtol=1e-4, atol=1e-4)
+    found = sddmm(g, x, pattern, major)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    dx, dv = OPS.sparse_linear_backward(g, x, values, *pattern.tensors(), major)
+    assert torch.equal(dx, spmm_t(g, values, pattern, major))
+    assert torch.equal(dv, found)
 
 
 def test_tiles_of_many_features() -> None:
-    """More than 2048 features: another tile, and two of them."""
-    pattern = SparsePattern.from_mask(_mask(6, 2100, 0.02))
+    """More than 8192 features: tiles are half as wide, and there are three."""
+    pattern = SparsePattern.from_mask(_mask(6, 8200, 0.005))
     values = _normal(pattern.nnz).requires_grad_()
-    x = _normal(70, 2100).requires_grad_()
+    x = _normal(70, 8200).requires_grad_()
     y = sparse_linear(x, values, pattern)
     expected = reference.sparse_linear(x, values, pattern)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
@@ -166,6 +185,125 @@ def test_tiles_of_many_features() -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def _in_order(x: Tensor, values: Tensor, pattern: SparsePattern) -> Tensor:
+    """x Wᵀ, a product rounded and added after another in the order of the entries."""
+    y = torch.zeros(x.shape[0], pattern.shape[0])
+    columns = x.t().contiguous()
+    for e, (row, column) in enumerate(
+        zip(pattern.rows().tolist(), pattern.index.tolist(), strict=True)
+    ):
+        y[:, row] += columns[column] * values[e]
+    return y
+
+
+@pytest.mark.parametrize("rows", [5, 35])
+def test_panels_do_not_change_the_order(rows: int) -> None:
+    """Rows with many entries of many features are gone through in panels; the sums are the same."""
+    pattern = SparsePattern.from_mask(_mask(rows, 2500, 0.04))
+    values, x = _normal(pattern.nnz), _normal(3, 2500)
+    assert torch.equal(spmm(x, values, pattern), _in_order(x, values, pattern))
+    # The same of a gradient, whose sums go over the rows of a tall pattern.
+    tall = pattern.transposed()
+    dx, dv = OPS.sparse_linear_backward(
+        x, _normal(3, rows), values[pattern.t_order.long()], *tall.tensors(), False
+    )
+    assert torch.equal(dx, _in_order(x, values, pattern))
+    expected = reference.sddmm(x.double(), _normal(3, rows).double(), tall)
+    torch.testing.assert_close(dv.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 31, 32, 33, 64, 65])
+def test_batches_around_a_tile(batch: int) -> None:
+    """A sum over the batch has one order, however wide its tiles are."""
+    pattern = SparsePattern.from_mask(_mask(9, 7))
+    g, x = _normal(batch, 9), _normal(batch, 7, salt=1)
+    more = torch.nn.functional.pad
+    for major in (False, True):
+        a, b = (g.t(), x.t()) if major else (g, x)
+        found = sddmm(a, b, pattern, major)
+        torch.testing.assert_close(found, pattern.gather(g.t() @ x), rtol=1e-5, atol=1e-5)
+        padded = sddmm(more(g, (0, 0, 0, 64)), more(x, (0, 0, 0, 64)), pattern)
+        assert torch.equal(found, padded)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("major", [False, True])
+def test_activations(activation: str, major: bool) -> None:
+    pattern = SparsePattern.from_mask(_mask(18, 9))
+    shapes = (9, 40) if major else (40, 9)
+    x, values = _normal(*shapes).double(), 3 * _normal(pattern.nnz).double()
+    bias = _normal(18, salt=2).double()
+    known = {
+        "relu": torch.relu,
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
+        "silu": torch.nn.functional.silu,
+    }[activation]
+    z = sparse_linear(x, values, pattern, bias, feature_major=major)
+    y = sparse_linear(x, values, pattern, bias, activation, major)
+    torch.testing.assert_close(y, known(z), rtol=1e-13, atol=1e-13)
+    # With a gradient to come the results are the same, and so are its bits by either op.
+    inputs = [t.clone().requires_grad_() for t in (x, values, bias)]
+    trained = sparse_linear(inputs[0], inputs[1], pattern, inputs[2], activation, major)
+    assert torch.equal(trained, y)
+    g = _normal(*y.shape, salt=4).double()
+    found = torch.autograd.grad(trained, inputs, g)
+    again = OPS.sparse_linear(*inputs, activation, *pattern.tensors(), major)
+    definition = reference.sparse_linear(
+        inputs[0], inputs[1], pattern, inputs[2], activation, major
+    )
+    for a, b, c in zip(
+        found,
+        torch.autograd.grad(again, inputs, g),
+        torch.autograd.grad(definition, inputs, g),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
+
+
+def test_activations_far_out() -> None:
+    """With ones on the diagonal, results are activations of what comes in."""
+    pattern = SparsePattern.from_mask(torch.eye(7, dtype=torch.bool))
+    x = torch.tensor([[-90.0, -20.0, -0.0, 1e-30, 90.0, float("nan"), float("inf")]])
+    ones = torch.ones(7)
+    for activation, known in (
+        ("gelu", torch.nn.functional.gelu),
+        ("gelu_tanh", lambda z: torch.nn.functional.gelu(z, approximate="tanh")),
+        ("silu", torch.nn.functional.silu),
+    ):
+        y = sparse_linear(x, ones, pattern, None, activation)
+        torch.testing.assert_close(y, known(x), rtol=1e-5, atol=1e-9, equal_nan=True)
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements that a tensor has which an op makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor):
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.itemsize)
+        return result
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_nothing_of_the_size_of_the_weight(activation: str) -> None:
+    rows, columns, batch = 300, 200, 8
+    pattern = SparsePattern.from_mask(_mask(rows, columns, 0.01))
+    values = _normal(pattern.nnz).requires_grad_()
+    bias, x = torch.zeros(rows, requires_grad=True), _normal(batch, columns).requires_grad_()
+    optimizer = torch.optim.AdamW([values, bias])
+    with _Largest() as seen:
+        sparse_linear(x, values, pattern, bias, activation).square().mean().backward()
+        optimizer.step()
+    assert 0 < seen.elements <= max(pattern.nnz, batch * rows, batch * columns)
 
 
 def test_empty_pattern_gives_the_bias() -> None:
@@ -225,7 +363,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="`bias` of shape"):
         sparse_linear(x, values, pattern, torch.zeros(6))
     with pytest.raises(ValueError, match="`activation`"):
-        sparse_linear(x, values, pattern, activation="gelu")
+        sparse_linear(x, values, pattern, activation="leaky")
     with pytest.raises(TypeError, match="SparsePattern"):
         sparse_linear(x, values, torch.ones(8, 6))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on meta"):

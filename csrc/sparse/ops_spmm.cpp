@@ -73,9 +73,9 @@ Tensor check_values(const Checks& check, const Tensor& values, int64_t nnz, cons
   return torch::stable::contiguous(values);
 }
 
-int tile_of(const Pattern& pattern, Dtype dtype) {
+int tile_of(const Pattern& pattern, Dtype dtype, int64_t batch) {
   const int64_t rows = pattern.by_rows.rows, columns = pattern.by_rows.columns;
-  return batch_tile(dtype == Dtype::float64, rows > columns ? rows : columns);
+  return batch_tile(dtype == Dtype::float64, rows > columns ? rows : columns, batch);
 }
 
 // x in tiles; `kept` holds their memory.
@@ -103,7 +103,7 @@ std::vector<int64_t> sizes_by(bool feature_major, int64_t batch, int64_t feature
 
 Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Tensor& values,
                 const Pattern& pattern, const SparseView& view, const MaybeTensor& bias,
-                Activation activation, bool feature_major) {
+                Activation activation, bool feature_major, Tensor* z = nullptr) {
   const Side side = side_of(check, x, name, view.columns, feature_major);
   const Tensor w = check_values(check, values, view.nnz, x, side.dtype);
   Tensor own_bias;
@@ -115,12 +115,13 @@ Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Te
     own_bias = torch::stable::contiguous(*bias);
   }
   const Tensor y = new_tensor(x, sizes_by(feature_major, side.batch, view.rows), x.scalar_type());
+  if (z != nullptr) *z = new_tensor(x, sizes_of(y), x.scalar_type());
   if (y.numel() == 0) return y;
   const OnDevice device(x);
   Tensor kept;
   SpmmArgs args{};
   args.dtype = side.dtype;
-  args.tile = tile_of(pattern, side.dtype);
+  args.tile = tile_of(pattern, side.dtype, side.batch);
   args.batch = side.batch;
   args.view = view;
   args.x = tiles_of(x, side, args.tile, feature_major, &kept, device);
@@ -129,8 +130,14 @@ Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Te
   args.activation = activation;
   args.feature_major = feature_major;
   args.y = y.mutable_data_ptr();
+  args.z = z != nullptr ? z->mutable_data_ptr() : nullptr;
   backend::sparse_spmm(args, device);
   return y;
+}
+
+Activation activation_of(const Checks& check, const std::string& name) {
+  return static_cast<Activation>(
+      check.one_of(name, "activation", {"none", "relu", "gelu", "gelu_tanh", "silu"}));
 }
 
 Tensor sparse_linear(const Tensor& x, const Tensor& values, const MaybeTensor& bias,
@@ -138,10 +145,24 @@ Tensor sparse_linear(const Tensor& x, const Tensor& values, const MaybeTensor& b
                      const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
                      bool feature_major) {
   const Checks check("sparse_linear");
-  const auto kind =
-      static_cast<Activation>(check.one_of(activation, "activation", {"none", "relu"}));
+  const Activation kind = activation_of(check, activation);
   const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
   return multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major);
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_activated(const Tensor& x, const Tensor& values,
+                                                   const MaybeTensor& bias,
+                                                   const std::string& activation,
+                                                   const Tensor& offsets, const Tensor& index,
+                                                   const Tensor& t_offsets, const Tensor& t_index,
+                                                   const Tensor& t_order, bool feature_major) {
+  const Checks check("sparse_linear_activated");
+  const Activation kind = activation_of(check, activation);
+  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  Tensor z;
+  const Tensor y =
+      multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major, &z);
+  return {y, z};
 }
 
 Tensor sparse_linear_t(const Tensor& g, const Tensor& values, const Tensor& offsets,
@@ -170,7 +191,7 @@ void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor*
   Tensor kept_x, kept_g;
   SddmmArgs args{};
   args.dtype = of_x.dtype;
-  args.tile = tile_of(pattern, of_x.dtype);
+  args.tile = tile_of(pattern, of_x.dtype, of_x.batch);
   args.batch = of_x.batch;
   args.view = view;
   args.x = tiles_of(x, of_x, args.tile, feature_major, &kept_x, device);
@@ -216,6 +237,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, bool feature_major) -> "
       "Tensor");
   m.def(
+      "sparse_linear_activated(Tensor x, Tensor values, Tensor? bias, str activation, Tensor "
+      "offsets, Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, bool "
+      "feature_major) -> (Tensor y, Tensor z)");
+  m.def(
       "sparse_linear_t(Tensor g, Tensor values, Tensor offsets, Tensor index, Tensor t_offsets, "
       "Tensor t_index, Tensor t_order, bool feature_major) -> Tensor");
   m.def(
@@ -230,6 +255,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("sparse_linear", TORCH_BOX(&sparse_linear));
+  m.impl("sparse_linear_activated", TORCH_BOX(&sparse_linear_activated));
   m.impl("sparse_linear_t", TORCH_BOX(&sparse_linear_t));
   m.impl("sddmm", TORCH_BOX(&sddmm));
   m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward));

@@ -15,8 +15,10 @@ constexpr int64_t kPackFeatures = 64;
 constexpr int kRowGroup = kSquare;
 // Entries of a piece of work. It is a multiple of no tile, row or number of threads.
 constexpr int64_t kPieceEntries = int64_t{1} << 13;
+// Few entries are as many pieces all the same, for as many threads, if these do not get too small.
+constexpr int64_t kLeastPieces = 16, kLeastEntries = int64_t{1} << 11;
 // How far ahead of an entry the vectors that it needs are asked for.
-constexpr int64_t kAhead = 6;
+constexpr int64_t kAhead = 12;
 
 // (tile, kSquare features) ← x, whose element (b, f) is at b · row + f.
 template <typename T, typename C>
@@ -118,29 +120,50 @@ int64_t piece_begin(const SparseView& view, int64_t p, int64_t pieces) {
 
 // Empty rows are work as well: their results are zeros, or the bias.
 int64_t count_pieces(const SparseView& view) {
-  const int64_t by_entries = view.nnz / kPieceEntries;
+  const int64_t by_entries = view.nnz / kPieceEntries, small = view.nnz / kLeastEntries;
+  const int64_t least = small < kLeastPieces ? small : kLeastPieces;
   const int64_t most = (view.rows + kRowGroup - 1) / kRowGroup;
-  const int64_t wanted = by_entries > 1 ? by_entries : 1;
+  const int64_t wanted = by_entries > least ? by_entries : least > 0 ? least : 1;
   return wanted < most ? wanted : most > 0 ? most : 1;
 }
 
-// Σ_e w_e x_e of a row: all sums in registers.
+template <int BT, typename C>
+inline void prefetch(const C* from) {
+  for (int i = 0; i < BT * static_cast<int>(sizeof(C)); i += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + i);
+}
+
+// Σ_e w_e x_e of a row: all sums in registers. Entries from `known` on are not looked ahead to.
 template <int BT, typename C, bool kOrdered>
 inline void sum_row(const C* tile, int64_t pitch, const SparseView& view, const C* values,
-                    int64_t begin, int64_t end, C* out) {
+                    int64_t begin, int64_t end, int64_t known, C* out) {
   constexpr int kCount = BT / kRegisterLanes<C>;
   Register<C> sums[kCount] = {};
   for (int64_t e = begin; e < end; ++e) {
     const C w = values[kOrdered ? view.order[e] : e];
     const C* const x = tile + view.index[e] * pitch;
-    if (e + kAhead < end) {
-      const C* const next = tile + view.index[e + kAhead] * pitch;
-      for (int i = 0; i < BT * static_cast<int>(sizeof(C)); i += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(next) + i);
-    }
+    if (e + kAhead < known) prefetch<BT>(tile + view.index[e + kAhead] * pitch);
     for (int v = 0; v < kCount; ++v) sums[v] += w * load_register(x + v * kRegisterLanes<C>);
   }
   for (int v = 0; v < kCount; ++v) store_register(out + v * kRegisterLanes<C>, sums[v]);
+}
+
+// Each row (BT) plus its bias, kept in `z` if that is asked for, and activated.
+template <int BT, Activation kActivation, typename C>
+inline void finish_rows(int64_t count, const C* bias, C (*rows)[BT], C (*z)[BT]) {
+  for (int64_t i = 0; i < count; ++i) {
+    C* const row = rows[i];
+    if (bias != nullptr) {
+      const C own = bias[i];
+#pragma omp simd
+      for (int k = 0; k < BT; ++k) row[k] = row[k] + own;
+    }
+    if (z != nullptr) memcpy(z[i], row, BT * sizeof(C));
+    if constexpr (kActivation != Activation::none) {
+#pragma omp simd
+      for (int k = 0; k < BT; ++k) row[k] = activated<kActivation>(row[k]);
+    }
+  }
 }
 
 template <typename T, int BT>
@@ -160,20 +183,22 @@ void spmm_tiles(const SpmmArgs& args) {
       const int64_t last = piece_begin(view, p + 1, pieces);
       for (int64_t r = piece_begin(view, p, pieces); r < last; r += kRowGroup) {
         const int64_t count = last - r < kRowGroup ? last - r : kRowGroup;
-        alignas(64) C rows[kRowGroup][BT];
+        alignas(64) C rows[kRowGroup][BT], z[kRowGroup][BT];
         for (int64_t i = 0; i < count; ++i) {
           const int64_t begin = view.offsets[r + i], end = view.offsets[r + i + 1];
           if (view.order != nullptr)
-            sum_row<BT, C, true>(tile, args.x.pitch, view, values, begin, end, rows[i]);
+            sum_row<BT, C, true>(tile, args.x.pitch, view, values, begin, end, view.nnz, rows[i]);
           else
-            sum_row<BT, C, false>(tile, args.x.pitch, view, values, begin, end, rows[i]);
-          if (bias == nullptr && args.activation == Activation::none) continue;
-          const C own = bias != nullptr ? bias[r + i] : C(0);
-          C* const row = rows[i];
-#pragma omp simd
-          for (int k = 0; k < BT; ++k) row[k] = activated(args.activation, row[k] + own);
+            sum_row<BT, C, false>(tile, args.x.pitch, view, values, begin, end, view.nnz, rows[i]);
         }
+        with_activation(args.activation, [&](auto activation) {
+          finish_rows<BT, decltype(activation)::value>(count, bias != nullptr ? bias + r : nullptr,
+                                                       rows, args.z != nullptr ? z : nullptr);
+        });
         write_rows<T, BT>(rows, args.feature_major, args.batch, view.rows, b, some, r, count, y);
+        if (args.z != nullptr)
+          write_rows<T, BT>(z, args.feature_major, args.batch, view.rows, b, some, r, count,
+                            static_cast<T*>(args.z));
       }
     }
   });
@@ -226,48 +251,87 @@ inline void add_quads(const double (*quads)[kQuad], double* out) {
     out[j] += (quads[j][0] + quads[j][2]) + (quads[j][1] + quads[j][3]);
 }
 
-// Of one row of the view and one tile: dvalues_e += <x, g_e>, and Σ_e w_e g_e.
-template <int BT, typename C, bool kDx>
-inline void both_of_row(const C* x, const C* tile, int64_t pitch, const int32_t* index,
-                        const C* values, int64_t count, C* dvalues, C* dx) {
+// Entries whose products are taken together: as many as their lanes fit in registers beside all
+// else.
+template <typename C>
+constexpr int kTogether = kBatchLanes / kRegisterLanes<C> <= 2   ? 4
+                          : kBatchLanes / kRegisterLanes<C> <= 4 ? 2
+                                                                 : 1;
+
+// Of kMany entries e of a row of x and one tile, g_e the vector that each is with: quads_e = the
+// folded lanes of <x, g_e>, and dx += Σ_e w_e g_e. A vector of x and one of dx are loaded for all
+// of them.
+template <int BT, typename C, bool kDx, int kMany>
+inline void multiply_entries(const C* x, const C* const* g, const C* values, C* dx,
+                             C (*quads)[kQuad]) {
   constexpr int kWidth = kRegisterLanes<C>, kCount = BT / kWidth;
   constexpr int kLaneRegisters = kBatchLanes / kWidth;
-  Register<C> sums[kCount] = {};
-  const auto entry = [&](int64_t e, C* quad) {
-    const C* const g = tile + index[e] * pitch;
-    if (e + kAhead < count) {
-      const C* const next = tile + index[e + kAhead] * pitch;
-      for (int i = 0; i < BT * static_cast<int>(sizeof(C)); i += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(next) + i);
+  Register<C> weights[kMany], lanes[kMany][kLaneRegisters];
+  for (int j = 0; j < kMany; ++j) {
+    if (kDx) weights[j] = Register<C>{} + values[j];
+    for (int v = 0; v < kLaneRegisters; ++v) lanes[j][v] = Register<C>{};
+  }
+#pragma GCC unroll 1
+  for (int first = 0; first < kCount; first += kLaneRegisters)
+    for (int v = 0; v < kLaneRegisters; ++v) {
+      const int at = (first + v) * kWidth;
+      const Register<C> own = load_register(x + at);
+      Register<C> sum = kDx ? load_register(dx + at) : Register<C>{};
+      for (int j = 0; j < kMany; ++j) {
+        const Register<C> part = load_register(g[j] + at);
+        if (kDx) sum += weights[j] * part;
+        lanes[j][v] += own * part;
+      }
+      if (kDx) store_register(dx + at, sum);
     }
-    Register<C> lanes[kLaneRegisters] = {};
-    const C w = kDx ? values[e] : C(0);
-    for (int v = 0; v < kCount; ++v) {
-      const Register<C> part = load_register(g + v * kWidth);
-      if (kDx) sums[v] += w * part;
-      lanes[v % kLaneRegisters] += load_register(x + v * kWidth) * part;
-    }
-    fold_to_quad<C>(lanes, quad);
-  };
+  for (int j = 0; j < kMany; ++j) fold_to_quad<C>(lanes[j], quads[j]);
+}
+
+// Of one row of the view and one tile, the entries from `begin` on whose index is below `limit`:
+// dvalues_e += <x, g_e>, and dx += Σ_e w_e g_e. The first entry that is left. Entries from `known`
+// on are not looked ahead to.
+template <int BT, typename C, bool kDx>
+inline int64_t both_of_row(const C* x, const C* tile, int64_t pitch, const int32_t* index,
+                           const C* values, int64_t begin, int64_t end, int64_t limit,
+                           int64_t known, C* dvalues, C* dx) {
+  constexpr int kMany = kTogether<C>;
   alignas(64) C quads[kQuad][kQuad];
-  int64_t e = 0;
-  for (; e + kQuad <= count; e += kQuad) {
-    for (int j = 0; j < kQuad; ++j) entry(e + j, quads[j]);
+  const C* g[kQuad];
+  int64_t e = begin;
+  for (; e + kQuad <= end && index[e + kQuad - 1] < limit; e += kQuad) {
+    for (int j = 0; j < kQuad; ++j) g[j] = tile + index[e + j] * pitch;
+    if (e + kAhead + kQuad <= known)
+      for (int j = 0; j < kQuad; ++j) prefetch<BT>(tile + index[e + kAhead + j] * pitch);
+    for (int j = 0; j < kQuad; j += kMany)
+      multiply_entries<BT, C, kDx, kMany>(x, g + j, kDx ? values + e + j : nullptr, dx, quads + j);
     add_quads(quads, dvalues + e);
   }
-  if (e < count) {
-    C some[kQuad] = {};
-    for (int64_t j = e; j < count; ++j) {
-      entry(j, quads[j - e]);
-      some[j - e] = dvalues[j];
-    }
-    for (int64_t j = count - e; j < kQuad; ++j)
-      for (int i = 0; i < kQuad; ++i) quads[j][i] = C(0);
-    add_quads(quads, some);
-    for (int64_t j = e; j < count; ++j) dvalues[j] = some[j - e];
+  for (; e < end && index[e] < limit; ++e) {
+    g[0] = tile + index[e] * pitch;
+    if (e + kAhead < known) prefetch<BT>(tile + index[e + kAhead] * pitch);
+    multiply_entries<BT, C, kDx, 1>(x, g, kDx ? values + e : nullptr, dx, quads);
+    dvalues[e] += (quads[0][0] + quads[0][2]) + (quads[0][1] + quads[0][3]);
   }
-  if (kDx)
-    for (int v = 0; v < kCount; ++v) store_register(dx + v * kWidth, sums[v]);
+  return e;
+}
+
+// Where a tile of all features of g is larger than this, it is gone through in panels of features
+// that stay in the second cache, if rows have enough entries in one to be worth coming back to. The
+// order of sums is that of the entries either way. (Of a sum over entries alone, where nothing else
+// is computed from a vector meanwhile, panels make no difference.)
+constexpr int64_t kPanelBytes = int64_t{1} << 18, kPanelEntries = 32;
+// Rows that are gone through together, panel by panel.
+constexpr int64_t kPanelRows = 1024;
+// Pieces that a thread takes at once then, so that it reads a panel for many entries.
+constexpr int64_t kPanelPieces = 4;
+
+// Features of a panel.
+int64_t panel_width(const SparseView& view, int64_t feature_bytes) {
+  int64_t width = kPanelBytes / feature_bytes;
+  const double density = static_cast<double>(view.nnz) /
+                         (static_cast<double>(view.rows) * static_cast<double>(view.columns));
+  while (width < view.columns && density * static_cast<double>(width) < kPanelEntries) width *= 2;
+  return 2 * view.columns <= 3 * width ? view.columns : width;
 }
 
 template <typename T, int BT, bool kDx>
@@ -277,13 +341,28 @@ void sddmm_tiles(const SddmmArgs& args) {
   const C* const values = static_cast<const C*>(args.values);
   C* const dvalues = static_cast<C*>(args.dvalues);
   T* const dx = static_cast<T*>(args.dx);
+  const int64_t width = panel_width(view, BT * static_cast<int64_t>(sizeof(C)));
+  const bool panels = width < view.columns;
   const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view);
+  const int64_t together = panels ? kPanelRows : kRowGroup;
   // A piece goes through all tiles, with its values and their derivatives side by side meanwhile.
   parallel_for(pieces, 1, [&](int64_t from, int64_t to) {
-    for (int64_t p = from; p < to; ++p) {
-      const int64_t first = piece_begin(view, p, pieces), last = piece_begin(view, p + 1, pieces);
+    const Scratch<C> rows_of_dx(kDx ? together * BT : 0);
+    const Scratch<int64_t> next(together);
+    auto* const rows = reinterpret_cast<C(*)[BT]>(rows_of_dx.data());
+    const int64_t step = panels ? kPanelPieces : 1;
+    const auto end_of = [&](int64_t p) { return p + step < to ? p + step : to; };
+    int64_t most = 0;
+    for (int64_t p = from; p < to; p += step) {
+      const int64_t entries = view.offsets[piece_begin(view, end_of(p), pieces)] -
+                              view.offsets[piece_begin(view, p, pieces)];
+      most = most < entries ? entries : most;
+    }
+    const Scratch<C> own(kDx ? most : 0), sums(most);
+    for (int64_t p = from; p < to; p += step) {
+      const int64_t first = piece_begin(view, p, pieces);
+      const int64_t last = piece_begin(view, end_of(p), pieces);
       const int64_t begin = view.offsets[first], entries = view.offsets[last] - begin;
-      const Scratch<C> own(kDx ? entries : 0), sums(entries);
       const auto place = [&](int64_t e) {
         return view.order != nullptr ? view.order[begin + e] : begin + e;
       };
@@ -294,18 +373,25 @@ void sddmm_tiles(const SddmmArgs& args) {
         const C* const x = static_cast<const C*>(args.x.data) + t * args.x.stride;
         const C* const g = static_cast<const C*>(args.g.data) + t * args.g.stride;
         const int64_t b = t * BT, left = args.batch - b, some = left < BT ? left : BT;
-        for (int64_t r = first; r < last; r += kRowGroup) {
-          const int64_t count = last - r < kRowGroup ? last - r : kRowGroup;
-          alignas(64) C rows[kRowGroup][BT];
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t at = view.offsets[r + i], many = view.offsets[r + i + 1] - at;
-            both_of_row<BT, C, kDx>(x + (r + i) * args.x.pitch, g, args.g.pitch, view.index + at,
-                                    kDx ? own.data() + (at - begin) : nullptr, many,
-                                    sums.data() + (at - begin), rows[i]);
-          }
+        for (int64_t r = first; r < last; r += together) {
+          const int64_t count = last - r < together ? last - r : together;
+          for (int64_t i = 0; i < count; ++i) next[i] = view.offsets[r + i] - begin;
           if (kDx)
-            write_rows<T, BT>(rows, args.feature_major, args.batch, view.rows, b, some, r, count,
-                              dx);
+            for (int64_t k = 0; k < count * BT; ++k) rows_of_dx[k] = C(0);
+          for (int64_t limit = width;; limit += width) {
+            for (int64_t i = 0; i < count; ++i) {
+              const int64_t end = view.offsets[r + i + 1] - begin;
+              next[i] = both_of_row<BT, C, kDx>(x + (r + i) * args.x.pitch, g, args.g.pitch,
+                                                view.index + begin, kDx ? own.data() : nullptr,
+                                                next[i], end, limit, panels ? end : entries,
+                                                sums.data(), kDx ? rows[i] : nullptr);
+            }
+            if (limit >= view.columns) break;
+          }
+          if constexpr (kDx)
+            for (int64_t i = 0; i < count; i += kRowGroup)
+              write_rows<T, BT>(rows + i, args.feature_major, args.batch, view.rows, b, some, r + i,
+                                count - i < kRowGroup ? count - i : kRowGroup, dx);
         }
       }
       for (int64_t e = 0; e < entries; ++e) dvalues[place(e)] = sums[e];

@@ -46,17 +46,17 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_pack_kernel(PackArgs args)
   }
 }
 
-// Results of a block, (kRowGroup, BT), written to where y has them.
+// Results of a block, (kRowGroup, BT), activated and written to where y has them.
 template <typename T, int BT>
-__device__ __forceinline__ void write_block(const compute_t<T>* shared, bool feature_major,
-                                            int64_t batch, int64_t features, int64_t b, int64_t r,
-                                            T* y) {
+__device__ __forceinline__ void write_block(const compute_t<T>* shared, Activation activation,
+                                            bool feature_major, int64_t batch, int64_t features,
+                                            int64_t b, int64_t r, T* y) {
   for (int i = static_cast<int>(threadIdx.x); i < BT * kRowGroup; i += kThreads) {
     const int k = feature_major ? i % BT : i / kRowGroup;
     const int j = feature_major ? i / BT : i % kRowGroup;
     if (b + k >= batch || r + j >= features) continue;
     y[feature_major ? (r + j) * batch + b + k : (b + k) * features + r + j] =
-        narrowed<T>(shared[j * (BT + 1) + k]);
+        narrowed<T>(activated(activation, shared[j * (BT + 1) + k]));
   }
 }
 
@@ -95,16 +95,17 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_spmm_kernel(SpmmArgs args)
         }
       }
       const C more = bias != nullptr ? bias[first + j] : C(0);
-      const bool plain = bias == nullptr && args.activation == Activation::none;
 #pragma unroll
       for (int k = 0; k < K; ++k)
         if (BT >= 32 || lane < BT)
-          shared[j * (BT + 1) + lane + 32 * k] =
-              plain ? sums[k] : activated(args.activation, sums[k] + more);
+          shared[j * (BT + 1) + lane + 32 * k] = bias != nullptr ? sums[k] + more : sums[k];
     }
     __syncthreads();
-    write_block<T, BT>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
-                       static_cast<T*>(args.y));
+    write_block<T, BT>(shared, args.activation, args.feature_major, args.batch, view.rows, t * BT,
+                       first, static_cast<T*>(args.y));
+    if (args.z != nullptr)
+      write_block<T, BT>(shared, Activation::none, args.feature_major, args.batch, view.rows,
+                         t * BT, first, static_cast<T*>(args.z));
     __syncthreads();
   }
 }
@@ -183,8 +184,8 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_sddmm_kernel(SddmmArgs arg
       }
       if constexpr (kDx) {
         __syncthreads();
-        write_block<T, BT>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
-                           static_cast<T*>(args.dx));
+        write_block<T, BT>(shared, Activation::none, args.feature_major, args.batch, view.rows,
+                           t * BT, first, static_cast<T*>(args.dx));
         __syncthreads();
       }
     }

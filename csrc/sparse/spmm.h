@@ -5,6 +5,8 @@
 #include "core/dtype.h"
 #include "core/isa.h"
 #include "core/macros.h"
+#include "core/math.h"
+#include "core/normal_cdf.h"
 
 // Products with a sparse matrix W of R rows and C columns, given by its values and by views of its
 // pattern: rows (CSR), and columns (CSC), which are the rows of Wᵀ. With x (batch, C) and g (batch,
@@ -26,7 +28,7 @@ namespace regkern::sparse {
 
 constexpr int kBatchLanes = 16;
 
-enum class Activation { none, relu };
+enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
 // The rows of a matrix, or of its transpose. Row r has the entries offsets[r] to offsets[r + 1], of
 // which `index` is the column and values[order[e]] the value (values[e] without an order).
@@ -64,6 +66,7 @@ struct SpmmArgs {
   Activation activation;
   bool feature_major;  // y is (view.rows, batch)
   void* y;
+  void* z;  // what the activation is of, like y, or null
 };
 
 struct SddmmArgs {
@@ -79,11 +82,11 @@ struct SddmmArgs {
   void* dvalues;       // (nnz), in the order of the values
 };
 
-// The elements of a tile: as many bytes for both compute types. Half of it where a tile of that
-// many features would not stay in the second cache.
-REGKERN_HD int batch_tile(bool wide, int64_t features) {
-  const int tile = features > 8192 ? 32 : 64;
-  return wide ? tile / 2 : tile;
+// The elements of a tile: as many bytes for both compute types. Half of it for few elements of the
+// batch, and for so many features that an entry is not found in the second cache either way.
+REGKERN_HD int batch_tile(bool wide, int64_t features, int64_t batch) {
+  const int most = wide ? 32 : 64;
+  return features > 8192 || batch <= most / 2 ? most / 2 : most;
 }
 
 // call(tile) with the tile of a compute type C as a constant. Static, so that every instruction set
@@ -97,9 +100,49 @@ static inline void with_tile(int tile, const Call& call) {
     call(std::integral_constant<int, kWide / 2>());
 }
 
+// s(t) = 1 / (1 + e⁻ᵗ), and 0 where e⁻ᵗ is out of range: −∞ times that is NaN, as it is for torch.
+template <typename C>
+REGKERN_HD C logistic(C t) {
+  return choose(t < C(sizeof(C) == 8 ? -700 : -87), C(0), C(1) / (C(1) + regkern::exp(-t)));
+}
+
+// σ(z):
+//
+//     gelu       z Φ(z), with the distribution function Φ of standard normals
+//     gelu_tanh  z s(2u), u = √(2/π) (z + 0.044715 z³)
+//     silu       z s(z)
+template <Activation kActivation, typename C>
+REGKERN_HD C activated(C z) {
+  if constexpr (kActivation == Activation::relu) return z <= C(0) ? C(0) : z;
+  if constexpr (kActivation == Activation::gelu) return z * regkern::normal_cdf(z);
+  if constexpr (kActivation == Activation::gelu_tanh) {
+    const C twice = C(1.5957691216057308) * (z + C(0.044715) * (z * z * z));
+    return z * logistic(twice);
+  }
+  if constexpr (kActivation == Activation::silu) return z * logistic(z);
+  return z;
+}
+
+// The same of one that is not known before.
 template <typename C>
 REGKERN_HD C activated(Activation activation, C z) {
-  return activation == Activation::relu && z <= C(0) ? C(0) : z;
+  using A = Activation;
+  return activation == A::relu        ? activated<A::relu>(z)
+         : activation == A::gelu      ? activated<A::gelu>(z)
+         : activation == A::gelu_tanh ? activated<A::gelu_tanh>(z)
+         : activation == A::silu      ? activated<A::silu>(z)
+                                      : z;
+}
+
+// call(activation) with the activation as a constant.
+template <typename Call>
+static inline void with_activation(Activation activation, const Call& call) {
+  using A = Activation;
+  if (activation == A::none) call(std::integral_constant<A, A::none>());
+  if (activation == A::relu) call(std::integral_constant<A, A::relu>());
+  if (activation == A::gelu) call(std::integral_constant<A, A::gelu>());
+  if (activation == A::gelu_tanh) call(std::integral_constant<A, A::gelu_tanh>());
+  if (activation == A::silu) call(std::integral_constant<A, A::silu>());
 }
 
 }  // namespace regkern::sparse

@@ -213,6 +213,25 @@ class SparsePattern:
         """torch's sparse CSR tensor with these entries."""
         return torch.sparse_csr_tensor(self.offsets, self.index.long(), values, self.shape)
 
+    def to_semi_structured(self, values: Tensor) -> Tensor:
+        """torch's 2:4 tensor with these entries, for its matrix products on CUDA.
+
+        At most two entries among four neighbours of a row, as :meth:`n_m` gives them. It is of the
+        values at this time; torch multiplies by it and trains other layers through it, not by it.
+        """
+        rows, columns = self.shape
+        if columns % 4:
+            _fail("a multiple of 4 columns", columns)
+        counts = torch.bincount(
+            self.rows() * (columns // 4) + self.index.long() // 4, minlength=rows * columns // 4
+        )
+        if bool((counts > 2).any()):
+            _fail("at most 2 entries among 4 neighbours of a row", int(counts.max()))
+        if not values.is_cuda:
+            _fail("`values` on CUDA, where torch has 2:4 products", values.device)
+        matrix: Tensor = torch.sparse.to_sparse_semi_structured(self.scatter(values))
+        return matrix
+
     def transposed(self) -> SparsePattern:
         """That of the transpose; entry e of it is entry ``t_order[e]`` here."""
         other = SparsePattern.__new__(SparsePattern)

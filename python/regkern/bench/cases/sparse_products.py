@@ -66,6 +66,30 @@ def _csr(i: Inputs) -> Any:
     return y.detach(), *torch.autograd.grad(y, (x, weight), i["g"].t())
 
 
+def _gelu_step(i: Inputs) -> Any:
+    x, values = i["x"].detach().requires_grad_(), i["values"].detach().requires_grad_()
+    y = sparse_linear(x, values, i["pattern"], activation="gelu")
+    return y.detach(), *torch.autograd.grad(y, (x, values), i["g"])
+
+
+def _gelu_definition(i: Inputs) -> Any:
+    x, values = i["x"].detach().requires_grad_(), i["values"].detach().requires_grad_()
+    y = reference.sparse_linear(x, values, i["pattern"], activation="gelu")
+    return y.detach(), *torch.autograd.grad(y, (x, values), i["g"])
+
+
+def _gelu_apart(i: Inputs) -> Any:
+    x, values = i["x"].detach().requires_grad_(), i["values"].detach().requires_grad_()
+    y = torch.nn.functional.gelu(sparse_linear(x, values, i["pattern"]))
+    return y.detach(), *torch.autograd.grad(y, (x, values), i["g"])
+
+
+def _gelu_dense(i: Inputs) -> Any:
+    x, weight = i["x"].detach().requires_grad_(), i["weight"].detach().requires_grad_()
+    y = torch.nn.functional.gelu(torch.nn.functional.linear(x, weight))
+    return y.detach(), *torch.autograd.grad(y, (x, weight), i["g"])
+
+
 def _layer_case(columns: int, ratio: int, sparsity: int) -> Case:
     return Case(
         op="sparse_linear",
@@ -106,6 +130,22 @@ def _masked_torch(i: Inputs) -> Tensor:
 CASES = (
     *(_layer_case(768, 4, sparsity) for sparsity in (80, 90, 95, 98, 99)),
     *(_layer_case(4096, 1, sparsity) for sparsity in (80, 90, 95, 98, 99)),
+    Case(
+        op="sparse_linear",
+        variant="768x3072_95_gelu",
+        shape=(BATCH, 768),
+        small=(9, 20),
+        make=partial(_layer, 4, 0.05),
+        ours=_gelu_step,
+        reference=_gelu_definition,
+        rivals=(
+            Rival("torch dense", "torch", lambda: _gelu_dense, "and torch's gelu"),
+            Rival("two ops", "torch", lambda: _gelu_apart, "the product, and torch's gelu"),
+        ),
+        more_dtypes=(torch.float64,),
+        floor="read",
+        passes=2.0,
+    ),
     Case(
         op="sddmm",
         variant="4096_1percent",

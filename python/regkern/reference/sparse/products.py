@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,15 @@ def sparse_linear(
     y = rows.new_zeros((*rows.shape[:-1], pattern.shape[0]))
     y = y.index_add(-1, pattern.rows(), rows[..., pattern.index.long()] * values)
     y = y if bias is None else y + bias
-    y = torch.relu(y) if activation == "relu" else y
+    if activation == "relu":
+        y = torch.relu(y)
+    elif activation == "gelu":
+        y = y * torch.special.ndtr(y)
+    elif activation == "gelu_tanh":
+        inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+        y = 0.5 * y * (1 + torch.tanh(inner))
+    elif activation == "silu":
+        y = y * torch.sigmoid(y)
     return y.movedim(-1, 0) if feature_major else y
 
 
