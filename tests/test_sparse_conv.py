@@ -56,7 +56,7 @@ def _agree(
             torch.testing.assert_close(gradient.double(), other, **tolerance)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     batch=st.integers(1, 18),
     groups=st.integers(1, 3),
