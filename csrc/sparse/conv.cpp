@@ -285,7 +285,8 @@ void gather(const ConvGatherArgs& args) {
   const int64_t pieces = (args.planes + kPlanes - 1) / kPlanes;
   const C* const weight = static_cast<const C*>(list.weight);
   const C* const bias = static_cast<const C*>(args.bias);
-  const bool plain = bias == nullptr && args.activation == Activation::none;
+  const bool rectified = args.activation == Activation::relu;
+  const bool plain = bias == nullptr && !rectified;
   parallel_for(args.tiles * groups * strips * pieces, 1, [&](int64_t from, int64_t to) {
     const Scratch<C> results(kPlanes * R * kRow);
     for (int64_t unit = from; unit < to; ++unit) {
@@ -308,7 +309,10 @@ void gather(const ConvGatherArgs& args) {
           for (int j = 0; j < R; ++j) {
             C* const row = out + j * kRow;
 #pragma omp simd
-            for (int l = 0; l < kWidth; ++l) row[l] = activated(args.activation, row[l] + own);
+            for (int l = 0; l < kWidth; ++l) {
+              const C z = row[l] + own;
+              row[l] = rectified ? activated<Activation::relu>(z) : z;
+            }
           }
         }
       const int64_t left = args.batch - b, some = left < field.lanes ? left : field.lanes;

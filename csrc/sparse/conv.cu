@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_conv_gather_kernel(ConvGat
   const ConvField& field = args.field;
   const C* const bias = static_cast<const C*>(args.bias);
   const C* const weight = static_cast<const C*>(args.list.weight);
-  const bool plain = bias == nullptr && args.activation == Activation::none;
+  const bool rectified = args.activation == Activation::relu;
   T* const y = static_cast<T*>(args.y);
   const int thread = static_cast<int>(threadIdx.x), lanes = static_cast<int>(field.lanes);
   const int columns = kThreads / lanes;  // that a block has
@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_conv_gather_kernel(ConvGat
           for (int e = 0; e < some; ++e) sum += weights[e] * in[shifts[e]];
         }
       }
-      const C own = bias != nullptr ? bias[first + j] : C(0);
-      results[j * kPitch + thread] = plain ? sum : activated(args.activation, sum + own);
+      const C z = bias != nullptr ? sum + bias[first + j] : sum;
+      results[j * kPitch + thread] = rectified ? activated<Activation::relu>(z) : z;
     }
     __syncthreads();
     // Neighbours of memory belong to neighbouring threads: channels, or columns.

@@ -1,5 +1,5 @@
-#include "core/op_index.h"
 #include "sparse/conv.h"
+#include "sparse/op_pattern.h"
 
 // Convolutions with a sparse weight, and what they are differentiated by.
 
@@ -8,55 +8,13 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-// Both views of a pattern, and the tensors that have them.
-struct Entries {
-  Tensor offsets, index, t_offsets, t_index, t_order;
-  SparseView by_rows, by_columns;
-};
-
-Entries entries_of(const Checks& check, const Tensor& like, const Tensor& offsets,
-                   const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
-                   const Tensor& t_order) {
-  const auto list = [&](const Tensor& t, const char* name, ScalarType type, const char* text) {
-    check.same_device(t, name, like);
-    check.dtype(t, name, type, text);
-    check.that(t.dim() == 1, std::string("`") + name + "` of one dimension", sizes_name(t));
-    return torch::stable::contiguous(t);
-  };
-  Entries p{};
-  p.offsets = list(offsets, "offsets", ScalarType::Long, "int64");
-  p.t_offsets = list(t_offsets, "t_offsets", ScalarType::Long, "int64");
-  p.index = list(index, "index", ScalarType::Int, "int32");
-  p.t_index = list(t_index, "t_index", ScalarType::Int, "int32");
-  p.t_order = list(t_order, "t_order", ScalarType::Int, "int32");
-  const int64_t nnz = index.numel(), rows = offsets.numel() - 1, columns = t_offsets.numel() - 1;
-  check.that(rows >= 0 && columns >= 0, "`offsets` and `t_offsets` of at least one element",
-             sizes_name(offsets) + " and " + sizes_name(t_offsets));
-  check.shape(t_index, "t_index", {nnz});
-  check.shape(t_order, "t_order", {nnz});
-  check_offsets(check, p.offsets, "offsets", nnz);
-  check_offsets(check, p.t_offsets, "t_offsets", nnz);
-  check_indices<int32_t>(check, p.index, "index", columns);
-  check_indices<int32_t>(check, p.t_index, "t_index", rows);
-  check_indices<int32_t>(check, p.t_order, "t_order", nnz);
-  p.by_rows = {rows,   columns, nnz, const_data<int64_t>(p.offsets), const_data<int32_t>(p.index),
-               nullptr};
-  p.by_columns = {columns,
-                  rows,
-                  nnz,
-                  const_data<int64_t>(p.t_offsets),
-                  const_data<int32_t>(p.t_index),
-                  const_data<int32_t>(p.t_order)};
-  return p;
-}
-
 // What a convolution is, beside its tensors.
 struct Options {
   const Ints &kernel, &stride, &padding, &dilation;
   int64_t groups;
 };
 
-ConvShape shape_of(const Checks& check, const Entries& entries, const Options& options,
+ConvShape shape_of(const Checks& check, const Pattern& entries, const Options& options,
                    int64_t batch, int64_t channels, int64_t height, int64_t width) {
   const auto pair = [&](const Ints& t, const char* name, int64_t count, int64_t least) {
     bool ok = static_cast<int64_t>(t.size()) == count;
@@ -103,14 +61,6 @@ void check_image(const Checks& check, const Tensor& t, const char* name) {
 void check_gradient(const Checks& check, const Tensor& g, const ConvShape& shape) {
   check_image(check, g, "g");
   check.shape(g, "g", {shape.batch, shape.outputs, shape.rows.out, shape.columns.out});
-}
-
-Tensor check_numbers(const Checks& check, const Tensor& t, const char* name, int64_t count,
-                     const Tensor& like, Dtype dtype) {
-  check.same_device(t, name, like);
-  check.dtype(t, name, compute_type(dtype), dtype == Dtype::float64 ? "float64" : "float32");
-  check.shape(t, name, {count});
-  return torch::stable::contiguous(t);
 }
 
 void strides_of(const Tensor& t, int64_t* strides) {
@@ -195,13 +145,13 @@ void pack(Packed* p, int64_t first, int64_t tiles, const OnDevice& device) {
   backend::sparse_conv_pack(p->args, device);
 }
 
-// Entries in the order of a kernel, and the memory for it.
+// Pattern in the order of a kernel, and the memory for it.
 struct Ordered {
   Tensor begin, end, shift, weight, place;
   ConvList list;
 };
 
-Ordered by_rows(const Entries& entries, const ConvShape& shape, const ConvField& field,
+Ordered by_rows(const Pattern& entries, const ConvShape& shape, const ConvField& field,
                 const Tensor& values, const OnDevice& device) {
   Ordered o{};
   o.shift = new_tensor(values, {entries.by_rows.nnz}, ScalarType::Long);
@@ -216,7 +166,7 @@ Ordered by_rows(const Entries& entries, const ConvShape& shape, const ConvField&
   return o;
 }
 
-Ordered by_columns(const Entries& entries, const ConvShape& shape, const ConvField& field,
+Ordered by_columns(const Pattern& entries, const ConvShape& shape, const ConvField& field,
                    const Tensor* values, const Tensor& like, Dtype dtype, const OnDevice& device) {
   Ordered o{};
   const int64_t nnz = entries.by_rows.nnz, planes = shape.classes() * shape.channels;
@@ -253,7 +203,7 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const MaybeTensor& b
       static_cast<Activation>(check.one_of(activation, "activation", {"none", "relu"}));
   const Dtype dtype = check.floating(x, "x");
   check_image(check, x, "x");
-  const Entries entries = entries_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern entries = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
   const ConvShape shape = shape_of(check, entries, {kernel, stride, padding, dilation, groups},
                                    x.size(0), x.size(1), x.size(2), x.size(3));
   const Tensor w = check_numbers(check, values, "values", entries.by_rows.nnz, x, dtype);
@@ -290,7 +240,7 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const MaybeTensor& b
 
 // Wᵀ g into dx, and where dvalues are wanted those of x and g.
 void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tensor* values,
-              const Entries& entries, const ConvShape& shape, Dtype dtype, const Tensor* dx,
+              const Pattern& entries, const ConvShape& shape, Dtype dtype, const Tensor* dx,
               const Tensor* dvalues) {
   check_gradient(check, g, shape);
   const bool nothing =
@@ -373,7 +323,7 @@ Tensor sparse_conv2d_t(const Tensor& g, const Tensor& values, int64_t height, in
   check_image(check, g, "g");
   check.that(height >= 0 && width >= 0, "`height` and `width` of at least 0",
              std::to_string(height) + " and " + std::to_string(width));
-  const Entries entries = entries_of(check, g, offsets, index, t_offsets, t_index, t_order);
+  const Pattern entries = pattern_of(check, g, offsets, index, t_offsets, t_index, t_order);
   int64_t taps = 1;
   for (const int64_t k : kernel) taps *= k > 0 ? k : 1;
   const int64_t channels = entries.by_columns.rows / taps * groups;
@@ -386,7 +336,7 @@ Tensor sparse_conv2d_t(const Tensor& g, const Tensor& values, int64_t height, in
 }
 
 ConvShape shape_of_both(const Checks& check, const Tensor& g, const Tensor& x,
-                        const Entries& entries, const Options& options) {
+                        const Pattern& entries, const Options& options) {
   check_image(check, x, "x");
   check.same_device(g, "g", x);
   check.that(g.scalar_type() == x.scalar_type(), "`g` of the dtype of `x`", "another");
@@ -399,7 +349,7 @@ Tensor sparse_conv2d_sample(const Tensor& g, const Tensor& x, const Tensor& offs
                             Ints dilation, int64_t groups) {
   const Checks check("sparse_conv2d_sample");
   const Dtype dtype = check.floating(x, "x");
-  const Entries entries = entries_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern entries = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
   const ConvShape shape =
       shape_of_both(check, g, x, entries, {kernel, stride, padding, dilation, groups});
   const Tensor dvalues = new_tensor(x, {entries.by_rows.nnz}, compute_type(dtype));
@@ -415,7 +365,7 @@ std::tuple<Tensor, Tensor> sparse_conv2d_backward(const Tensor& g, const Tensor&
                                                   Ints dilation, int64_t groups) {
   const Checks check("sparse_conv2d_backward");
   const Dtype dtype = check.floating(x, "x");
-  const Entries entries = entries_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern entries = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
   const ConvShape shape =
       shape_of_both(check, g, x, entries, {kernel, stride, padding, dilation, groups});
   const Tensor w = check_numbers(check, values, "values", entries.by_rows.nnz, x, dtype);

@@ -1,52 +1,9 @@
-#include "core/op_index.h"
-#include "sparse/spmm.h"
+#include "sparse/op_pattern.h"
 
 // Products with a sparse matrix, and what they are differentiated by.
 
 namespace regkern::sparse {
 namespace {
-
-// A pattern as ops are given it: both views, and where the entries of the second are in the first.
-struct Pattern {
-  Tensor offsets, index, t_offsets, t_index, t_order;
-  SparseView by_rows, by_columns;
-};
-
-Pattern pattern_of(const Checks& check, const Tensor& like, const Tensor& offsets,
-                   const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
-                   const Tensor& t_order) {
-  const auto list = [&](const Tensor& t, const char* name, ScalarType type, const char* text) {
-    check.same_device(t, name, like);
-    check.dtype(t, name, type, text);
-    check.that(t.dim() == 1, std::string("`") + name + "` of one dimension", sizes_name(t));
-    return torch::stable::contiguous(t);
-  };
-  Pattern p{};
-  p.offsets = list(offsets, "offsets", ScalarType::Long, "int64");
-  p.t_offsets = list(t_offsets, "t_offsets", ScalarType::Long, "int64");
-  p.index = list(index, "index", ScalarType::Int, "int32");
-  p.t_index = list(t_index, "t_index", ScalarType::Int, "int32");
-  p.t_order = list(t_order, "t_order", ScalarType::Int, "int32");
-  const int64_t nnz = index.numel(), rows = offsets.numel() - 1, columns = t_offsets.numel() - 1;
-  check.that(rows >= 0 && columns >= 0, "`offsets` and `t_offsets` of at least one element",
-             sizes_name(offsets) + " and " + sizes_name(t_offsets));
-  check.shape(t_index, "t_index", {nnz});
-  check.shape(t_order, "t_order", {nnz});
-  p.by_rows = {rows,   columns, nnz, const_data<int64_t>(p.offsets), const_data<int32_t>(p.index),
-               nullptr};
-  p.by_columns = {columns,
-                  rows,
-                  nnz,
-                  const_data<int64_t>(p.t_offsets),
-                  const_data<int32_t>(p.t_index),
-                  const_data<int32_t>(p.t_order)};
-  check_offsets(check, p.offsets, "offsets", nnz);
-  check_offsets(check, p.t_offsets, "t_offsets", nnz);
-  check_indices<int32_t>(check, p.index, "index", columns);
-  check_indices<int32_t>(check, p.t_index, "t_index", rows);
-  check_indices<int32_t>(check, p.t_order, "t_order", nnz);
-  return p;
-}
 
 struct Side {
   Dtype dtype;
@@ -62,15 +19,6 @@ Side side_of(const Checks& check, const Tensor& x, const char* name, int64_t fea
              std::string("`") + name + "` of " + std::to_string(features) + " features",
              sizes_name(x));
   return side;
-}
-
-Tensor check_values(const Checks& check, const Tensor& values, int64_t nnz, const Tensor& like,
-                    Dtype dtype) {
-  check.same_device(values, "values", like);
-  check.dtype(values, "values", compute_type(dtype),
-              dtype == Dtype::float64 ? "float64" : "float32");
-  check.shape(values, "values", {nnz});
-  return torch::stable::contiguous(values);
 }
 
 int tile_of(const Pattern& pattern, Dtype dtype, int64_t batch) {
@@ -105,15 +53,9 @@ Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Te
                 const Pattern& pattern, const SparseView& view, const MaybeTensor& bias,
                 Activation activation, bool feature_major, Tensor* z = nullptr) {
   const Side side = side_of(check, x, name, view.columns, feature_major);
-  const Tensor w = check_values(check, values, view.nnz, x, side.dtype);
+  const Tensor w = check_numbers(check, values, "values", view.nnz, x, side.dtype);
   Tensor own_bias;
-  if (bias.has_value()) {
-    check.same_device(*bias, "bias", x);
-    check.dtype(*bias, "bias", compute_type(side.dtype),
-                side.dtype == Dtype::float64 ? "float64" : "float32");
-    check.shape(*bias, "bias", {view.rows});
-    own_bias = torch::stable::contiguous(*bias);
-  }
+  if (bias.has_value()) own_bias = check_numbers(check, *bias, "bias", view.rows, x, side.dtype);
   const Tensor y = new_tensor(x, sizes_by(feature_major, side.batch, view.rows), x.scalar_type());
   if (z != nullptr) *z = new_tensor(x, sizes_of(y), x.scalar_type());
   if (y.numel() == 0) return y;
@@ -221,7 +163,7 @@ std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& g, const Tensor&
   const Checks check("sparse_linear_backward");
   const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
   const Dtype dtype = check.floating(x, "x");
-  const Tensor w = check_values(check, values, pattern.by_rows.nnz, x, dtype);
+  const Tensor w = check_numbers(check, values, "values", pattern.by_rows.nnz, x, dtype);
   const Tensor dx = new_tensor(x, sizes_of(x), x.scalar_type());
   Tensor dvalues;
   sample(check, g, x, &w, pattern, feature_major, &dx, &dvalues);

@@ -12,8 +12,9 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
 from regkern.sparse.pattern import SparsePattern
-from regkern.sparse.products import _ACTIVATIONS, _check_pattern, _check_values
+from regkern.sparse.products import _check_pattern, _check_values
 
+_ACTIVATIONS = ("none", "relu")
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _PATTERN = 5  # tensors of one
 # Numbers of rows and columns: kernel_size, stride, padding, dilation; and groups.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from regkern import _checks as checks
 from regkern.nn.sparse.base import SparseLayer, entries_of
 from regkern.sparse.pattern import SparsePattern
-from regkern.sparse.products import sparse_linear
+from regkern.sparse.products import ACTIVATIONS, sparse_linear
 
 
 class SparseLinear(SparseLayer):
@@ -27,7 +27,7 @@ class SparseLinear(SparseLayer):
     bias : bool
         Whether there is a b.
     activation : str
-        :math:`\sigma`: ``"none"`` or ``"relu"``.
+        :math:`\sigma`: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
     feature_major : bool
         x is (C, ...) and y (R, ...): layers that follow one another need no transposition.
     generator : torch.Generator, optional
@@ -60,7 +60,7 @@ class SparseLinear(SparseLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        checks.one_of("SparseLinear", "activation", activation, ("none", "relu"))
+        checks.one_of("SparseLinear", "activation", activation, ACTIVATIONS)
         shape = (out_features, in_features)
         super().__init__(shape, density, pattern, bias, generator, device, dtype)
         self.in_features, self.out_features = in_features, out_features
