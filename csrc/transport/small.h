@@ -631,7 +631,7 @@ class SmallSolver {
       }
     }
     double mass[2][W] = {}, dual[2][W] = {};
-    REGKERN_ONCE
+    REGKERN_BOTH
     for (int k = 0; k < 2; ++k) {
       const SmallSide<C> side = work_.of(k);
       masses(k);

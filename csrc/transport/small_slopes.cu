@@ -8,7 +8,7 @@ using namespace transport;
 
 // A problem of 16 threads of a warp; its plan is in shared memory where there are sums.
 template <typename C>
-__global__ void __launch_bounds__(kTeamThreads* kTeamsOfBlock, 2)
+__global__ void __launch_bounds__(kTeamThreads* kTeamsOfBlock, 8)
     transport_small_slopes_kernel(SmallSlopesArgs args) {
   RK_DYNAMIC_SHARED(unsigned char, shared);
   const int n = args.n, m = args.m, numel = n * m;
