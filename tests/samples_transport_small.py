@@ -48,26 +48,26 @@ def _limit(cost: Tensor) -> Tensor:
 
 
 def _potentials(cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    f, g = 0.3 * a.double(), 0.2 * b.double() - 1
+    f, g = (0.3 * a.double()).contiguous(), (0.2 * b.double() - 1).contiguous()
     eps = torch.full((cost.shape[0],), 0.9, dtype=torch.float64, device=cost.device)
     return f, g, eps, eps + 0.4
 
 
 def _slopes(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
     f, g, eps, scale = _potentials(cost, a, b)
-    weights = a.double().softmax(-1)
-    found = value_slopes(cost.contiguous(), weights, None, f, g, eps, scale, True)
-    slope, *sums = found
-    plain = value_slopes(cost.contiguous(), weights, None, f, g, eps, scale, False)
-    assert torch.equal(plain[0], slope)
+    # An infinite cost forbids a pair, and there is no other.
+    cost, weights = cost.abs().contiguous(), a.double().softmax(-1).contiguous()
+    slope, *sums = value_slopes(cost, weights, None, f, g, eps, scale, True)
     parts = (slope.double().flatten(1), *sums[:2], sums[2][:, None])
     return torch.cat(parts, -1).to(cost.dtype)
 
 
 def _slopes_definition(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
     f, g, eps, scale = _potentials(cost, a, b)
-    plan = reference.plan(cost, a.softmax(-1), torch.full_like(b, 1.0 / b.shape[-1]), f, g, eps)
-    far = (plan * (f[:, :, None] + g[:, None, :] - cost)).sum((1, 2))
+    cost, uniform = cost.abs(), torch.full_like(b, 1.0 / b.shape[-1])
+    plan = reference.plan(cost, a.softmax(-1), uniform, f, g, eps)
+    exponents = plan * (f[:, :, None] + g[:, None, :] - cost)
+    far = torch.where(plan == 0, 0.0, exponents).sum((1, 2))
     slope = (scale[:, None, None] * plan).flatten(1)
     return torch.cat((slope, plan.sum(2), plan.sum(1), far[:, None]), -1)
 

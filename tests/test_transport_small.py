@@ -232,6 +232,7 @@ def test_slopes_have_the_bits_of_the_plan() -> None:
     found = sinkhorn(cost, a=a / a.sum(-1, keepdim=True), eps=eps, tol=1e-5)
     slope, rows, columns, _ = value_slopes(cost, *found._problem, None, True)
     assert torch.equal(slope, found.plan())
+    assert torch.equal(value_slopes(cost, *found._problem, None, False)[0], slope)
     close(rows, found.plan().double().sum(-1), 1e-12)
     close(columns, found.plan().double().sum(-2), 1e-12)
 

@@ -289,14 +289,14 @@ class TritonPoints(PointCost):
             new_f = relaxed(f, raw_f, damp[0])
             raw_g = self._transformed(a, new_f, eps, True, done)
             new_g = relaxed(g, raw_g, damp[1])
-            due = settings.tol is not None and t % settings.check_every == 0
-            if due:
+            due = t % settings.check_every == 0
+            if due and settings.tol is not None:
                 missed = _missed(a, new_f, raw_f, eps, rho[0]) + _missed(b, g, raw_g, eps, rho[1])
                 error = missed / mass
             f = torch.where(done[:, None], f, new_f)
             g = torch.where(done[:, None], g, new_g)
             count = torch.where(done, count, t)
-            if due:
+            if due and settings.tol is not None:
                 met = torch.where(error < settings.tol, 0, torch.where(error.isnan(), 2, 1))
                 status = torch.where(done, status, met.to(torch.int8))
                 done = done | (status != 1)

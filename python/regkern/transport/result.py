@@ -11,6 +11,8 @@ from regkern import _checks as checks
 from regkern.transport.implicit import Engine
 from regkern.transport.small import weights_or_uniform
 
+Given = tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Transport:
@@ -44,7 +46,7 @@ class Transport:
     status: Tensor
     _engine: Engine = field(repr=False)
     # a, b, f, g and ε of B problems, double and dense; no a is 1/n.
-    _given: tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor] = field(repr=False)
+    _given: Given = field(repr=False)
     _batch: tuple[int, ...] = field(repr=False)
 
     @property

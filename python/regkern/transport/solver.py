@@ -14,7 +14,7 @@ from regkern._registration import compute_dtype, function_apply
 from regkern.transport.arguments import is_eager, once, problem_of, readable
 from regkern.transport.dense import DenseCost, Potentials, Settings
 from regkern.transport.implicit import Engine, implicit, target, unrolled
-from regkern.transport.result import Transport
+from regkern.transport.result import Given, Transport
 from regkern.transport.small import (
     SmallSolution,
     conjugate,
@@ -441,9 +441,10 @@ def sinkhorn(
     alone = costs.replaced(*(t.detach() for t in costs.tensors))
     found: Potentials | SmallSolution
     if small:
-        found = solve_small(*costs.tensors, a, b, e, reach, settings, f0, g0)
+        found = solve_small(costs.tensors[0], a, b, e, reach, settings, f0, g0)
         f, g, value = found.f, found.g, found.value
-        problem = (*(None if w is None else w.detach() for w in (a, b)), f, g, e.detach())
+        fixed_a, fixed_b = (None if w is None else w.detach() for w in (a, b))
+        problem: Given = (fixed_a, fixed_b, f, g, e.detach())
     else:
         assert a is not None
         assert b is not None
