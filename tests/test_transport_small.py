@@ -284,3 +284,14 @@ def test_errors() -> None:
         torch.ops.regkern.transport_small_slopes(
             torch.zeros(2, 4, 17), *args[1:3], args[1], args[2], args[3], None, False
         )
+
+
+def test_compiles_with_its_gradient() -> None:
+    def slope(cost: Tensor) -> Tensor:
+        return sinkhorn(cost, eps=0.4, tol=None, max_iter=20).value.sum()
+
+    cost, same = (draw(5, 4, 4).requires_grad_() for _ in range(2))
+    run = torch.compile(slope, fullgraph=True, backend="aot_eager")
+    (ours,) = torch.autograd.grad(run(cost), cost)
+    (wanted,) = torch.autograd.grad(slope(same), same)
+    assert torch.equal(ours, wanted)
