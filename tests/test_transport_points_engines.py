@@ -148,3 +148,34 @@ def test_engines_of_the_softmin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regkern.transport.points_triton.triton", None)
     with pytest.raises(ValueError, match="triton, which is not installed"):
         points_softmin(x, y, b, g, eps, engine="triton")
+
+
+@pytest.mark.parametrize("rho", [None, (0.8, None)], ids=str)
+def test_sinkhorn_by_triton_in_the_interpreter(rho: Any) -> None:
+    pytest.importorskip("triton")
+    x, y = draw(2, 6, 5).float(), draw(2, 9, 5).float() + 0.5
+    x[1] *= 2
+    how: dict[str, Any] = {"x": x, "y": y, "eps": 2.0, "tol": 1e-2, "check_every": 3, "rho": rho}
+    ours, other = sinkhorn(engine="triton", **how), sinkhorn(**how)
+    assert torch.equal(ours.iterations, other.iterations)
+    assert torch.equal(ours.status, other.status)
+    for name in ("f", "g", "value", "error"):
+        torch.testing.assert_close(getattr(ours, name), getattr(other, name), rtol=1e-4, atol=1e-5)
+
+
+def test_triton_in_sinkhorn_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = draw(4, 3).float(), draw(5, 3).float()
+    how: dict[str, Any] = {"x": x, "y": y, "eps": 0.5, "engine": "triton"}
+    with pytest.raises(ValueError, match="`engine` to be one of triton"):
+        sinkhorn(**{**how, "engine": "compiled"})
+    with pytest.raises(ValueError, match="`engine` None of costs"):
+        sinkhorn(torch.zeros(3, 4), eps=0.5, engine="triton")
+    with pytest.raises(ValueError, match="made of products"):
+        sinkhorn(cost_fn="euclidean", **how)
+    with pytest.raises(ValueError, match="neither scaling nor"):
+        sinkhorn(acceleration="anderson", **how)
+    with pytest.raises(ValueError, match="float32 or a half"):
+        sinkhorn(**{**how, "x": x.double(), "y": y.double()})
+    monkeypatch.setattr("regkern.transport.points_triton.triton", None)
+    with pytest.raises(ValueError, match="not installed"):
+        sinkhorn(**how)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from regkern.reference.transport import dense as reference
 from regkern.transport.dense import DenseCost, Potentials, Settings, solve_dense
-from regkern.transport.small import is_small, solve_small
+from regkern.transport.small import SmallSolution, is_small, solve_small, value_slopes
 from regkern.transport.solver import sinkhorn
 from torch import Tensor
 
@@ -32,8 +32,12 @@ def settings(**options: Any) -> Settings:
     return plain._replace(**options)
 
 
+def potentials(found: SmallSolution) -> Potentials:
+    return Potentials(found.f, found.g, found.error, found.iterations, found.status)
+
+
 def both(cost: Tensor, *args: Any, **options: Any) -> tuple[Potentials, Potentials]:
-    small = Potentials(*solve_small(cost, *args, **options))
+    small = potentials(solve_small(cost, *args, **options))
     return small, solve_dense(cost, *args, **options)
 
 
@@ -137,7 +141,7 @@ def test_any_eps(shape: tuple[int, int, int]) -> None:
             eps = torch.full((shape[0],), size, dtype=DOUBLE)
             for reach, pair in ((rho, (None, None)), (torch.full_like(rho, 0.3), (0.3, 0.3))):
                 args = (cost.to(dtype).double(), a, b, eps, reach, settings(max_iter=15))
-                narrow = Potentials(*solve_small(cost.to(dtype), *args[1:]))
+                narrow = solve_small(cost.to(dtype), *args[1:])
                 f, g = reference.potentials(*args[:4], pair, 15)
                 close(narrow.f, f, tolerance + 3e-7 * size * (dtype != DOUBLE))
                 close(narrow.g, g, tolerance + 3e-7 * size * (dtype != DOUBLE))
@@ -150,7 +154,7 @@ def test_problems_do_not_see_each_other() -> None:
         eps[::3] *= 0.02
         how = settings(tol=1e-4, max_iter=300, check_every=3)
         found = solve_small(cost, a, b, eps, rho, how)
-        assert len(set(found[3].tolist())) > 1
+        assert len(set(found.iterations.tolist())) > 1
         for p in (0, shape[0] - 1):
             one = slice(p, p + 1)
             alone = solve_small(cost[one], a[one], b[one], eps[one], rho[:, one].contiguous(), how)
@@ -188,6 +192,59 @@ def test_gradients(gradient: str) -> None:
     close(slope, found.plan().detach())
 
 
+@pytest.mark.parametrize("shape", [(9, 8, 8), (9, 4, 4), (5, 3, 7), (2, 20, 17)], ids=str)
+@pytest.mark.parametrize("rho", [(INF, INF), (0.5, 0.7), (INF, 0.4)], ids=str)
+def test_value_and_its_gradients_are_those_of_large_costs(
+    shape: tuple[int, int, int], rho: tuple[float, float]
+) -> None:
+    cost, a, b, eps, _ = problem(shape)
+    a[0, 1], b[1, 2] = 0.0, 0.0
+    a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+    cost[0, 0, 0] = INF
+    eps = eps + 0.1
+    reach = [None if r == INF else torch.full((shape[0],), r, dtype=DOUBLE) for r in rho]
+    inputs = [t.requires_grad_() for t in (cost, a, b, eps, *reach) if t is not None]
+    grad = draw(shape[0], salt=9)
+
+    def run(storage: str | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        how: dict[str, Any] = {"tol": None, "max_iter": 200, "storage": storage}
+        value = sinkhorn(cost, a=a, b=b, eps=eps, rho=reach, **how).value
+        return value.detach(), torch.autograd.grad(value, inputs, grad)
+
+    (value, slopes), (wanted, others) = run(None), run("kernel")
+    close(value, wanted, 1e-12)
+    for ours, theirs in zip(slopes, others, strict=True):
+        close(ours, theirs, 1e-8)
+
+
+def test_spans_are_done_over() -> None:
+    # Costs that leave the range in some of the iterations, and problems that stop in between.
+    for n in (4, 6, 8):
+        cost, a, b, eps, rho = problem((37, n, n), dtype=torch.float32)
+        cost, eps = 20 * cost, eps * (1 + draw(37, salt=8) * 8)
+        for how in (settings(max_iter=25), settings(tol=1e-2, max_iter=60, check_every=7)):
+            agree(*both(cost, a, b, eps, rho, how), 3e-5)
+
+
+def test_slopes_have_the_bits_of_the_plan() -> None:
+    cost, a, _, eps, _ = problem((19, 5, 7), dtype=torch.float32)
+    a[:, 0], cost[2, 1, 1] = 0.0, INF
+    found = sinkhorn(cost, a=a / a.sum(-1, keepdim=True), eps=eps, tol=1e-5)
+    slope, rows, columns, _ = value_slopes(cost, *found._problem, None, True)
+    assert torch.equal(slope, found.plan())
+    assert torch.equal(value_slopes(cost, *found._problem, None, False)[0], slope)
+    close(rows, found.plan().double().sum(-1), 1e-12)
+    close(columns, found.plan().double().sum(-2), 1e-12)
+
+
+def test_second_derivative_is_refused() -> None:
+    cost = draw(3, 4, 4).requires_grad_()
+    value = sinkhorn(cost, eps=0.5).value.sum()
+    (slope,) = torch.autograd.grad(value, cost, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(slope.square().sum(), cost)
+
+
 # ---- the adaptive over-relaxation of the engine of large costs ----
 
 
@@ -223,7 +280,18 @@ def test_errors() -> None:
         solve_small(*args, settings(acceleration="anderson"))
     with pytest.raises(RuntimeError, match="`a` of shape"):
         solve_small(args[0], args[2], *args[2:], settings())
-    with pytest.raises(RuntimeError, match="no `eps_start`"):
-        torch.ops.regkern.transport_small_solve(
-            *args, args[3], None, None, None, 5, 10, "none", 1.0, 1.0
+    with pytest.raises(RuntimeError, match="1 to 16 points"):
+        torch.ops.regkern.transport_small_slopes(
+            torch.zeros(2, 4, 17), *args[1:3], args[1], args[2], args[3], None, False
         )
+
+
+def test_compiles_with_its_gradient() -> None:
+    def slope(cost: Tensor) -> Tensor:
+        return sinkhorn(cost, eps=0.4, tol=None, max_iter=20).value.sum()
+
+    cost, same = (draw(5, 4, 4).requires_grad_() for _ in range(2))
+    run = torch.compile(slope, fullgraph=True, backend="aot_eager")
+    (ours,) = torch.autograd.grad(run(cost), cost)
+    (wanted,) = torch.autograd.grad(slope(same), same)
+    assert torch.equal(ours, wanted)

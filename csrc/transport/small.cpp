@@ -27,11 +27,12 @@ constexpr int64_t kSideVectors = 5 + 3 * static_cast<int64_t>(8 / sizeof(C));
 template <typename C>
 class LaneWork {
   using V = Lanes<C>;
+  using Range = SumRange<C>;
 
  public:
   using Number = C;
   static constexpr int kLanes = kLanesOf<C>;
-  static constexpr bool kPasses = false;
+  static constexpr bool kPasses = false, kSpans = true;
 
   explicit LaneWork(const SmallArgs& args)
       : args_(args),
@@ -71,11 +72,12 @@ class LaneWork {
   }
   template <typename F>
   bool any(int size, F f) {
-    for (int l = 0; l < kLanes; ++l) lanes.flags[l] = 0;
+    int32_t found[kLanes] = {};
     for (int i = 0; i < size; ++i) {
 #pragma omp simd
-      for (int l = 0; l < kLanes; ++l) lanes.flags[l] |= f(i * kLanes + l, l) ? 1 : 0;
+      for (int l = 0; l < kLanes; ++l) found[l] |= f(i * kLanes + l, l) ? 1 : 0;
     }
+    for (int l = 0; l < kLanes; ++l) lanes.flags[l] = found[l];
     return any_lane();
   }
   bool any_lane() const {
@@ -84,11 +86,17 @@ class LaneWork {
     return some != 0;
   }
   void total(int size) {
-    for (int l = 0; l < kLanes; ++l) lanes.totals[l] = 0.0;
+    const double* const from = terms;
+    sum(size, [=](int at, int) { return from[at]; });
+  }
+  template <typename F>
+  void sum(int size, F f) {
+    double found[kLanes] = {};
     for (int i = 0; i < size; ++i) {
 #pragma omp simd
-      for (int l = 0; l < kLanes; ++l) lanes.totals[l] += terms[i * kLanes + l];
+      for (int l = 0; l < kLanes; ++l) found[l] += f(i * kLanes + l, l);
     }
+    for (int l = 0; l < kLanes; ++l) lanes.totals[l] = found[l];
   }
 
   void sums(int k) {
@@ -102,6 +110,13 @@ class LaneWork {
     return four ? plain_side<4>(k) : plain_side<0>(k);
   }
   bool pass() { return false; }
+
+  bool span(int64_t count) {
+    const bool padded = has_pads();
+    if (!padded && args_.n == 4 && args_.m == 4) return span_as<4, false>(count);
+    if (!padded && args_.n == 8 && args_.m == 8) return span_as<8, false>(count);
+    return padded ? span_as<0, true>(count) : span_as<0, false>(count);
+  }
 
   void peaks(int k) {
     const SmallSide<C>&mine = side[k], &other = side[1 - k];
@@ -162,6 +177,7 @@ class LaneWork {
       }
     }
     for (int l = 0; l < live_; ++l) {
+      args_.value[first_ + l] = lanes.value[l];
       args_.error[first_ + l] = lanes.error[l];
       args_.iterations[first_ + l] = lanes.iterations[l];
       args_.status[first_ + l] = static_cast<int8_t>(lanes.status[l]);
@@ -184,6 +200,61 @@ class LaneWork {
 #pragma GCC unroll 4
     for (int o = 1; o < size; ++o) sum = sum + from[o * step] * by[o];
     return sum;
+  }
+
+  bool has_pads() const {
+    V some{};
+    for (int k = 0; k < 2; ++k) {
+      const V* const pad = at(side[k].pad);
+      for (int i = 0; i < side[k].size; ++i) some = some + pad[i];
+    }
+    C all = C(0);
+    for (int l = 0; l < kLanes; ++l) all += some[l];
+    return all != C(0);
+  }
+
+  // Scalings are in registers as far as they go, and what has been is looked at in the end.
+  template <int N, bool kPadded>
+  bool span_as(int64_t count) {
+    constexpr int kMost = N > 0 ? N : kNormalizeSide;
+    const int n = N > 0 ? N : args_.n, m = N > 0 ? N : args_.m;
+    V *const y = at(side[0].scaling), *const x = at(side[1].scaling);
+    const V *const a = at(side[0].weight), *const b = at(side[1].weight);
+    const V *const pad_a = at(side[0].pad), *const pad_b = at(side[1].pad), *const k = k_;
+    V u[kMost], v[kMost];
+    V low = all_lanes(C(1)), high = low;
+    for (int j = 0; j < m; ++j) v[j] = x[j];
+    for (int64_t t = 0; t < count; ++t) {
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+        V sum = k[i * m] * v[0];
+#pragma GCC unroll 8
+        for (int j = 1; j < m; ++j) sum = sum + k[i * m + j] * v[j];
+        if (kPadded) sum = sum + pad_a[i];
+        low = sum < low ? sum : low;
+        high = sum > high ? sum : high;
+        u[i] = a[i] / sum;
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < m; ++j) {
+        V sum = k[j] * u[0];
+#pragma GCC unroll 8
+        for (int i = 1; i < n; ++i) sum = sum + k[i * m + j] * u[i];
+        if (kPadded) sum = sum + pad_b[j];
+        low = sum < low ? sum : low;
+        high = sum > high ? sum : high;
+        v[j] = b[j] / sum;
+      }
+    }
+    const auto out = (low < all_lanes(Range::kLeast)) | (high > all_lanes(Range::kMost));
+    V kept{};
+    for (int l = 0; l < kLanes; ++l) {
+      if (out[l] != 0 && lanes.done[l] == 0) return false;
+      kept[l] = lanes.done[l] ? C(1) : C(0);
+    }
+    for (int i = 0; i < n; ++i) y[i] = kept == V{} ? u[i] : y[i];
+    for (int j = 0; j < m; ++j) x[j] = kept == V{} ? v[j] : x[j];
+    return true;
   }
 
   template <int N>
@@ -230,7 +301,7 @@ class RowWork {
  public:
   using Number = C;
   static constexpr int kLanes = 1;
-  static constexpr bool kPasses = true;
+  static constexpr bool kPasses = true, kSpans = false;
 
   explicit RowWork(const SmallArgs& args)
       : args_(args),
@@ -285,6 +356,12 @@ class RowWork {
     double sum = 0.0;
     for (int i = 0; i < size; ++i) sum += terms[i];
     lanes.totals[0] = sum;
+  }
+  template <typename F>
+  void sum(int size, F f) {
+    double* const to = terms;
+    points(size, [=](int i, int l) { to[i] = f(i, l); });
+    total(size);
   }
 
   void sums(int k) {
@@ -357,6 +434,7 @@ class RowWork {
     double *const f = args_.f + problem_ * args_.n, *const g = args_.g + problem_ * args_.m;
     for (int i = 0; i < args_.n; ++i) f[i] = side[0].potential[i] + lanes.totals[0];
     for (int j = 0; j < args_.m; ++j) g[j] = side[1].potential[j] - lanes.totals[0];
+    args_.value[problem_] = lanes.value[0];
     args_.error[problem_] = lanes.error[0];
     args_.iterations[problem_] = lanes.iterations[0];
     args_.status[problem_] = static_cast<int8_t>(lanes.status[0]);

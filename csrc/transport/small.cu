@@ -13,7 +13,7 @@ struct TeamWork {
   using T = Team<kShort>;
   using Number = C;
   static constexpr int kLanes = 1;
-  static constexpr bool kPasses = false;
+  static constexpr bool kPasses = false, kSpans = false;
 
   const SmallArgs& args;
   SmallSide<C> side[2];
@@ -90,6 +90,12 @@ struct TeamWork {
     lanes.totals[0] = sum;
     __syncthreads();
   }
+  template <typename F>
+  __device__ __forceinline__ void sum(int size, F f) {
+    double* const to = terms;
+    points(size, [=](int i, int l) { to[i] = f(i, l); });
+    total(size);
+  }
 
   __device__ __forceinline__ void sums(int s) {
     const int n = args.n, m = args.m;
@@ -157,6 +163,7 @@ struct TeamWork {
     T::each(n, [&](int i) { args.f[place * n + i] = side[0].potential[i] + shift; });
     T::each(m, [&](int j) { args.g[place * m + j] = side[1].potential[j] - shift; });
     if (!live || T::thread() != 0) return;
+    args.value[place] = lanes.value[0];
     args.error[place] = lanes.error[0];
     args.iterations[place] = lanes.iterations[0];
     args.status[place] = static_cast<int8_t>(lanes.status[0]);

@@ -38,14 +38,14 @@ struct SmallArgs {
   bool relaxed;  // by omega; a plain half-step of the columns then ends the solution
   double tol, omega;
   const void* cost;               // (B, n, m)
-  const double *a, *b;            // (B, n), (B, m)
-  const double *eps, *rho;        // (B), (2, B)
+  const double *a, *b;            // (B, n), (B, m), or null: 1 / n, 1 / m
+  const double *eps, *rho;        // (B), (2, B) or null: both sides are hard
   const double *f_from, *g_from;  // (B, n), (B, m): where to begin, or null
   double *f, *g;
-  double* error;        // (B)
-  int32_t* iterations;  // (B)
-  int8_t* status;       // (B)
-  void* space;          // used on the GPU
+  double *value, *error;  // (B)
+  int32_t* iterations;    // (B)
+  int8_t* status;         // (B)
+  void* space;            // used on the GPU
 };
 
 // Sums between these are exact but for rounding: scalings are within the same range, and what K
@@ -80,7 +80,7 @@ struct SmallSide {
 // What every problem has once.
 template <int W>
 struct SmallLanes {
-  double eps[W], damping[2][W], rho[2][W], error[W], totals[W];
+  double eps[W], damping[2][W], rho[2][W], error[W], value[W], totals[W];
   int32_t plain[2][W];  // hard and not relaxed
   int32_t done[W], flags[W], iterations[W], status[W];
   int32_t far[W];  // a potential has left its shift by far
@@ -102,6 +102,34 @@ REGKERN_HD C small_power(C row, C cost, C column, C unit) {
 REGKERN_HD double finite_log(double x) {
   const bool plain = is_finite(x);
   return choose(plain, regkern::log(choose(plain, x, 1.0)), x);
+}
+
+// The same of a sum or a ratio of sums: of a float the exponent apart, so that the rounding of a
+// logarithm far from 0 is not seen.
+REGKERN_HD double ratio_log(double x) { return finite_log(x); }
+REGKERN_HD double ratio_log(float x) {
+  const bool plain = is_finite(x);
+  const uint32_t bits = bit_cast<uint32_t>(choose(plain, x, 1.0f)) - 0x3F3504F3u;  // √½
+  const double exponent = static_cast<double>(static_cast<int32_t>(bits) >> 23);
+  const float mantissa = bit_cast<float>((bits & 0x007FFFFFu) + 0x3F3504F3u);
+  const double found = exponent * 0.6931471805599453 + static_cast<double>(regkern::log(mantissa));
+  return choose(plain, found, static_cast<double>(x));
+}
+
+// eˣ − 1 for |x| ≤ 700: near 0 by its series, where a difference would cancel.
+REGKERN_HD double expm1(double x) {
+  const bool near = x < 0.5 && x > -0.5;
+  const double r = choose(near, x, 0.0);
+  double series = 1.0;
+  for (int n = 16; n > 1; --n) series = series * r * (1.0 / n) + 1.0;
+  return choose(near, r * series, regkern::exp(x) - 1.0);
+}
+
+// What a unit of mass at a potential adds to the dual: f, or ρ (1 − e^(−f/ρ)).
+REGKERN_HD double conjugate_of(double potential, double rho) {
+  const bool hard = !is_finite(rho);
+  const double soft = -rho * transport::expm1(-potential / choose(hard, 1.0, rho));
+  return choose(hard, potential, soft);
 }
 
 // The shift of a flagged point by the largest of its terms: one that has none takes no part.
@@ -161,15 +189,18 @@ REGKERN_HD double small_softmin(const SmallSide<C>& other, int l, C unit, double
 #endif
 
 // `Work` has W problems, in the lanes of a vector, or one, of a thread or a team of threads:
-//     Number, kLanes, kPasses      the type, W, and whether there is a pass()
+//     Number, kLanes               the type, W
+//     kPasses, kSpans              whether there is a pass(), a span()
 //     problem(l), of(k), store()   the problem of a lane; side k, rows or columns; the end of it
 //     points(size, f)              f(at, l) for all points of a side, seen by all afterwards
 //     any(size, f)                 lanes.flags[l] = f(at, l) for any; whether one is set
 //     any_lane()                   whether one of lanes.flags is
 //     total(size)                  lanes.totals[l] = Σ terms[at], by index
+//     sum(size, f)                 the same of terms[at] = f(at, l)
 //     sums(k)                      the sums of a side
 //     plain(k)                     its scalings by them, and whether they hold
 //     pass()                       plain(0), and the sums of the columns if `true` is returned
+//     span(t)                      t iterations of plain sides if their sums hold, and else nothing
 //     peaks(k)                     shift, weight and pad of a side by its largest terms
 //     build()                      K of the flagged lanes
 //     softmin(k, at, l)            a point's soft c-transform, whatever its weight
@@ -187,25 +218,52 @@ class SmallSolver {
     load();
     start();
     bool goes_on = true;
+    int64_t slow_until = 0, patience = 8;
     for (int64_t t = 1; t <= args_.max_iter && goes_on; ++t) {
+      if constexpr (Work::kSpans) {
+        const int64_t span = t > slow_until ? undisturbed(t) : 0;
+        if (span > 0 && work_.span(span)) {
+          count(t + span - 1);
+          t += span - 1;
+          continue;
+        }
+        // Potentials that move far at first are at rest later.
+        if (span > 0) {
+          slow_until = t + patience;
+          patience *= 2;
+        }
+      }
       const bool due = args_.stops && t % args_.check_every == 0;
       REGKERN_ONCE
       for (int k = 0; k < 2; ++k) half(k, due, false);
-      for (int l = 0; l < W; ++l)
-        if (!lanes_.done[l]) lanes_.iterations[l] = static_cast<int32_t>(t);
+      count(t);
       if (due) goes_on = judge();
     }
     finish();
   }
 
  private:
+  REGKERN_SMALL void count(int64_t t) {
+    for (int l = 0; l < W; ++l)
+      if (!lanes_.done[l]) lanes_.iterations[l] = static_cast<int32_t>(t);
+  }
+
+  // How many iterations there are from t on of plain half-steps alone.
+  REGKERN_SMALL int64_t undisturbed(int64_t t) const {
+    if (general_[0] || general_[1]) return 0;
+    const int64_t left = args_.max_iter - t + 1, rest = (t - 1) % args_.check_every;
+    if (!args_.stops || left < args_.check_every - rest) return left;
+    return args_.check_every - rest - 1;
+  }
+
   REGKERN_SMALL void load() {
     for (int l = 0; l < W; ++l) {
       const int64_t p = work_.problem(l);
       lanes_.eps[l] = args_.eps[p];
       REGKERN_BOTH
       for (int k = 0; k < 2; ++k) {
-        lanes_.rho[k][l] = args_.rho[k * args_.batch + p];
+        lanes_.rho[k][l] = args_.rho != nullptr ? args_.rho[k * args_.batch + p]
+                                                : static_cast<double>(__builtin_inf());
         lanes_.damping[k][l] = damping_of(lanes_.rho[k][l], lanes_.eps[l]);
         lanes_.plain[k][l] = !is_finite(lanes_.rho[k][l]) && args_.omega == 1.0;
       }
@@ -222,14 +280,24 @@ class SmallSolver {
       const SmallSide<C> side = work_.of(k);
       const double* const mass = k == 0 ? args_.a : args_.b;
       const double* const from = k == 0 ? args_.f_from : args_.g_from;
+      const double uniform = 1.0 / side.size;
       Work& work = work_;
-      work_.points(side.size, [=, &work](int at, int l) {
-        const int64_t place = work.problem(l) * side.size + at / W;
-        side.mass[at] = mass[place];
-        side.weight[at] = static_cast<C>(mass[place]);
-        side.pad[at] = side.weight[at] == C(0) ? C(1) : C(0);
-        side.potential[at] = from != nullptr ? from[place] : 0.0;
-        side.scaling[at] = k == 0 ? C(0) : side.weight[at];
+      if (mass != nullptr)
+        work_.points(side.size, [=, &work](int at, int l) {
+          side.mass[at] = mass[work.problem(l) * side.size + at / W];
+        });
+      else
+        work_.points(side.size, [=](int at, int) { side.mass[at] = uniform; });
+      if (from != nullptr)
+        work_.points(side.size, [=, &work](int at, int l) {
+          side.potential[at] = from[work.problem(l) * side.size + at / W];
+        });
+      else
+        work_.points(side.size, [=](int at, int) { side.potential[at] = 0.0; });
+      work_.points(side.size, [=](int at, int) {
+        side.weight[at] = static_cast<C>(side.mass[at]);
+        side.pad[at] = choose(side.weight[at] == C(0), C(1), C(0));
+        side.scaling[at] = choose(k == 0, C(0), side.weight[at]);
         side.shift[at] = C(0);
         side.sum[at] = C(1);
       });
@@ -267,8 +335,8 @@ class SmallSolver {
   // f̂ or ĝ, from a sum.
   REGKERN_HD static double transformed(const SmallLanes<W>& lanes, const SmallSide<C>& side, int at,
                                        int l) {
-    const double raw = static_cast<double>(side.shift[at]) -
-                       lanes.eps[l] * finite_log(static_cast<double>(side.sum[at] + side.pad[at]));
+    const double raw =
+        static_cast<double>(side.shift[at]) - lanes.eps[l] * ratio_log(side.sum[at] + side.pad[at]);
     return choose(side.weight[at] == C(0), static_cast<double>(__builtin_inf()), raw);
   }
 
@@ -278,10 +346,9 @@ class SmallSolver {
     SmallLanes<W>& lanes = lanes_;
     work_.points(side.size, [=, &lanes](int at, int l) {
       const bool here = lanes.flags[l] && pick(lanes.plain, k, l) && side.scaling[at] != C(0);
-      const double ratio =
-          static_cast<double>(side.scaling[at]) / static_cast<double>(side.weight[at]);
+      const C ratio = side.scaling[at] / side.weight[at];
       const double found =
-          static_cast<double>(side.shift[at]) + lanes.eps[l] * finite_log(choose(here, ratio, 1.0));
+          static_cast<double>(side.shift[at]) + lanes.eps[l] * ratio_log(choose(here, ratio, C(1)));
       side.potential[at] = choose(here, found, side.potential[at]);
     });
   }
@@ -453,9 +520,7 @@ class SmallSolver {
 
   REGKERN_SMALL void masses(int k) {
     const SmallSide<C> side = work_.of(k);
-    double* const terms = work_.terms;
-    work_.points(side.size, [=](int at, int) { terms[at] = side.mass[at]; });
-    work_.total(side.size);
+    work_.sum(side.size, [=](int at, int) { return side.mass[at]; });
   }
 
   // Potentials of points without weight, which the iteration left out.
@@ -471,6 +536,37 @@ class SmallSolver {
     });
   }
 
+  // Of the flagged lanes: ⟨a, φ(f)⟩ + ⟨b, φ(g)⟩ − ε (ΣP − Σa Σb), with infinite potentials.
+  REGKERN_SMALL void unusual_values(const double (&ours)[W], const double (&theirs)[W]) {
+    double shift[W], found[W];
+    for (int l = 0; l < W; ++l) {
+      shift[l] = lanes_.totals[l];
+      found[l] = 0.0;
+    }
+    SmallLanes<W>& lanes = lanes_;
+    REGKERN_ONCE
+    for (int part = 0; part < 3; ++part) {
+      const int k = part == 0 ? 0 : 1;
+      const SmallSide<C> side = work_.of(k);
+      const double *by = shift, sign = k == 0 ? 1.0 : -1.0;
+      work_.sum(side.size, [=, &lanes](int at, int l) {
+        const double rho = pick(lanes.rho, k, l), mass = side.mass[at];
+        const double f = side.potential[at] + sign * by[l];
+        const bool hard = !is_finite(rho);
+        const double wanted = mass * regkern::exp(choose(hard, 0.0, -f / rho));
+        const double term = part < 2 ? mass * conjugate_of(f, rho) : wanted;
+        return choose(mass == 0.0, 0.0, term);
+      });
+      for (int l = 0; l < W; ++l) {
+        if (part < 2)
+          found[l] = found[l] + lanes_.totals[l];
+        else if (lanes_.flags[l])
+          lanes_.value[l] = found[l] - lanes_.eps[l] * (lanes_.totals[l] - ours[l] * theirs[l]);
+      }
+    }
+    for (int l = 0; l < W; ++l) lanes_.totals[l] = shift[l];
+  }
+
   REGKERN_SMALL void finish() {
     REGKERN_ONCE
     for (int k = 1; k >= 0; --k) {
@@ -484,69 +580,83 @@ class SmallSolver {
     }
     const SmallSide<C> rows = work_.of(0), columns = work_.of(1);
     SmallLanes<W>& lanes = lanes_;
-    double* const terms = work_.terms;
     const double infinity = static_cast<double>(__builtin_inf());
     for (int l = 0; l < W; ++l) lanes_.flags[l] = is_finite(lanes_.rho[0][l]);
     const bool soft_rows = work_.any_lane();
-    work_.points(rows.size, [=, &lanes](int at, int l) {
-      const double mass = rows.mass[at], rho = lanes.rho[0][l];
-      const bool hard = !is_finite(rho), none = rows.weight[at] == C(0);
-      const double has = static_cast<double>(rows.scaling[at]) * static_cast<double>(rows.sum[at]) /
-                         static_cast<double>(choose(none, C(1), rows.weight[at]));
-      const double alone = choose(hard, mass, 0.0);
-      terms[at] = choose(none, alone, mass * regkern::fabs(has - 1.0));
-    });
-    if (soft_rows)
-      work_.points(rows.size, [=, &lanes](int at, int l) {
+    const auto has = [=](int at) {
+      const C weight = choose(rows.weight[at] == C(0), C(1), rows.weight[at]);
+      return static_cast<double>(rows.scaling[at]) * static_cast<double>(rows.sum[at]) /
+             static_cast<double>(weight);
+    };
+    if (!soft_rows)
+      work_.sum(rows.size, [=](int at, int) {
+        const double mass = rows.mass[at];
+        return choose(rows.weight[at] == C(0), mass, mass * regkern::fabs(has(at) - 1.0));
+      });
+    else
+      work_.sum(rows.size, [=, &lanes](int at, int l) {
         const double mass = rows.mass[at], rho = lanes.rho[0][l];
         const bool hard = !is_finite(rho), none = rows.weight[at] == C(0);
-        const double has = static_cast<double>(rows.scaling[at]) *
-                           static_cast<double>(rows.sum[at]) /
-                           static_cast<double>(choose(none, C(1), rows.weight[at]));
         const double wants = regkern::exp(choose(hard, 0.0, -rows.potential[at] / rho));
-        terms[at] = choose(hard || none, terms[at], mass * regkern::fabs(has - wants));
+        const double missed = mass * regkern::fabs(has(at) - choose(hard, 1.0, wants));
+        return choose(none, choose(hard, mass, 0.0), missed);
       });
-    work_.total(rows.size);
-    for (int l = 0; l < W; ++l) lanes_.error[l] = lanes_.totals[l];
-    complete(0);
-    work_.points(columns.size, [=, &lanes](int at, int l) {
-      const bool lone = !is_finite(lanes.rho[1][l]) && columns.potential[at] == infinity;
-      terms[at] = choose(lone, columns.mass[at], 0.0);
-    });
-    work_.total(columns.size);
     int32_t broken[W];
     for (int l = 0; l < W; ++l) {
-      broken[l] = lanes_.totals[l] > 0.0;
-      lanes_.error[l] = lanes_.error[l] + lanes_.totals[l];
+      lanes_.error[l] = lanes_.totals[l];
+      broken[l] = 0;
     }
-    work_.any(rows.size, [=, &lanes](int at, int l) {
-      return !is_finite(lanes.rho[0][l]) && rows.mass[at] != 0.0 && rows.potential[at] == infinity;
-    });
-    for (int l = 0; l < W; ++l) broken[l] = broken[l] || lanes_.flags[l];
-    double mass[W] = {}, both[W] = {}, apart[W] = {};
+    complete(0);
+    bool odd = false;
     REGKERN_ONCE
     for (int k = 0; k < 2; ++k) {
       const SmallSide<C> side = work_.of(k);
-      masses(k);
-      for (int l = 0; l < W; ++l) {
-        if (k == 0) mass[l] = lanes_.totals[l];
-        both[l] += lanes_.totals[l];
-      }
-      work_.points(side.size, [=](int at, int) {
-        const bool there = side.mass[at] != 0.0 && is_finite(side.potential[at]);
-        terms[at] = choose(there, side.mass[at] * side.potential[at], 0.0);
-      });
-      work_.total(side.size);
-      for (int l = 0; l < W; ++l) apart[l] += k == 0 ? -lanes_.totals[l] : lanes_.totals[l];
+      const bool some =
+          work_.any(side.size, [=](int at, int) { return !is_finite(side.potential[at]); });
+      odd = odd || some;
     }
+    if (odd) {
+      // Hard points without partners.
+      work_.sum(columns.size, [=, &lanes](int at, int l) {
+        const bool lone = !is_finite(lanes.rho[1][l]) && columns.potential[at] == infinity;
+        return choose(lone, columns.mass[at], 0.0);
+      });
+      work_.any(rows.size, [=, &lanes](int at, int l) {
+        return !is_finite(lanes.rho[0][l]) && rows.mass[at] != 0.0 &&
+               rows.potential[at] == infinity;
+      });
+      for (int l = 0; l < W; ++l) {
+        broken[l] = lanes_.totals[l] > 0.0 || lanes_.flags[l];
+        lanes_.error[l] = lanes_.error[l] + lanes_.totals[l];
+      }
+    }
+    double mass[2][W] = {}, dual[2][W] = {};
+    REGKERN_BOTH
+    for (int k = 0; k < 2; ++k) {
+      const SmallSide<C> side = work_.of(k);
+      masses(k);
+      for (int l = 0; l < W; ++l) (k == 0 ? mass[0] : mass[1])[l] = lanes_.totals[l];
+      work_.sum(side.size, [=](int at, int) {
+        const bool there = side.mass[at] != 0.0 && is_finite(side.potential[at]);
+        return choose(there, side.mass[at] * side.potential[at], 0.0);
+      });
+      for (int l = 0; l < W; ++l) (k == 0 ? dual[0] : dual[1])[l] = lanes_.totals[l];
+    }
+    // The plan's mass is that of its columns, which are exact.
     for (int l = 0; l < W; ++l) {
       const bool hard = !is_finite(lanes_.rho[0][l]) && !is_finite(lanes_.rho[1][l]);
-      const double error = lanes_.error[l] / (mass[l] > 0.0 ? mass[l] : 1.0);
+      const double ours = mass[0][l], theirs = mass[1][l], both = ours + theirs;
+      const double error = lanes_.error[l] / (ours > 0.0 ? ours : 1.0);
       lanes_.error[l] = error;
       if (args_.stops && error < args_.tol) lanes_.status[l] = kConverged;
       if (!is_finite(error) || broken[l]) lanes_.status[l] = kBroken;
-      lanes_.totals[l] = hard && both[l] > 0.0 ? apart[l] / both[l] : 0.0;
+      const double shift = hard && both > 0.0 ? (dual[1][l] - dual[0][l]) / both : 0.0;
+      lanes_.totals[l] = shift;
+      lanes_.value[l] = (dual[0][l] + shift * ours) + (dual[1][l] - shift * theirs) -
+                        lanes_.eps[l] * (theirs - ours * theirs);
+      lanes_.flags[l] = !hard || !is_finite(error) || broken[l];
     }
+    if (work_.any_lane()) unusual_values(mass[0], mass[1]);
     work_.store();
   }
 

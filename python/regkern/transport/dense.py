@@ -243,7 +243,9 @@ class DenseCost:
     ) -> Potentials:
         cost = self.cost.detach()
         if not self.keeps_kernel and is_small(cost, settings, eps_start):
-            return Potentials(*solve_small(cost, a, b, eps, rho, settings, f, g))
+            with torch.no_grad():
+                found = solve_small(cost, a, b, eps, rho, settings, f, g)
+            return Potentials(found.f, found.g, *found[3:])
         return solve_dense(cost, a, b, eps, rho, settings, eps_start, f, g, self.keeps_kernel)
 
     def softmin(self, weight: Tensor, source: Tensor, eps: Tensor, columns: bool) -> Tensor:

@@ -213,7 +213,7 @@ def partial_transport(
         iterations=back(iterations),
         status=back(status),
         _engine=alone,
-        _problem=(fixed[0], fixed[1], f, g, fixed[3]),
+        _given=(fixed[0], fixed[1], f, g, fixed[3]),
         _batch=batch,
     )
 

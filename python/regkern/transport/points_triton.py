@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from regkern import _checks
+from regkern.transport.dense import Potentials, Settings
+from regkern.transport.implicit import centred, damping, target
 from regkern.transport.points import COSTS, PointCost
 
 try:
@@ -31,6 +33,7 @@ if triton is not None:
         bias,
         most,
         total,
+        done,
         n,
         m,
         d,
@@ -44,6 +47,8 @@ if triton is not None:
         x += batch * n * d
         y += batch * m * d
         bias += batch * m
+        # What is done is not read.
+        m = tl.where(tl.load(done + batch) != 0, 0, m)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         sums = tl.zeros((ROWS,), tl.float32)
         for start in range(0, m, COLUMNS):
@@ -88,7 +93,14 @@ def _refusal(engine: PointCost, needs_gradient: bool) -> str | None:
     return None
 
 
-def _by_triton(engine: PointCost, weights: Tensor, potential: Tensor, eps: Tensor) -> Tensor:
+def _by_triton(
+    engine: PointCost,
+    weights: Tensor,
+    potential: Tensor,
+    eps: Tensor,
+    done: Tensor | None = None,
+) -> Tensor:
+    """The rows' soft c-transform; of a problem that is done anything."""
     (x, _, r), (y, _, s) = engine.sides
     batch, n, m = engine.shape
     own = potential if s is None else potential - s
@@ -97,12 +109,25 @@ def _by_triton(engine: PointCost, weights: Tensor, potential: Tensor, eps: Tenso
     bias = torch.where(left_out, -torch.inf, exponents).float().contiguous()
     scaled = (x * (_LOG2E * engine.factor / eps)[:, None, None].float()).contiguous()
     most, total = (torch.empty((batch, n), device=x.device) for _ in range(2))
+    if done is None:
+        done = torch.zeros((batch,), dtype=torch.bool, device=x.device)
     if n > 0 and batch > 0:
         rows, columns, d = 64, 64, x.shape[-1]
         depth = 16 if d <= 16 else 32 if d <= 32 else 64
         grid = ((n + rows - 1) // rows, batch)
         _softmin_kernel[grid](
-            scaled, y, bias, most, total, n, m, d, ROWS=rows, COLUMNS=columns, DEPTH=depth
+            scaled,
+            y,
+            bias,
+            most,
+            total,
+            done.to(torch.int8),
+            n,
+            m,
+            d,
+            ROWS=rows,
+            COLUMNS=columns,
+            DEPTH=depth,
         )
     top = torch.where(most == -torch.inf, 0.0, most).double()
     softmin = -eps[:, None] * (top * _LN2 + total.double().log())
@@ -193,3 +218,104 @@ def points_softmin(
     if engine == "triton" or (engine == "auto" and pays):
         return _by_triton(cost, weights, potential, eps)
     return cost.softmin(weights, potential, eps, False)
+
+
+class TritonPoints(PointCost):
+    """The engine of clouds of points whose soft c-transforms Triton computes; the rest is that of
+    the compiled one."""
+
+    def replaced(self, *tensors: Tensor) -> TritonPoints:
+        """The same engine over other tensors."""
+        x, y = tensors
+        return TritonPoints(x, y, self.cost_fn)
+
+    def solve(
+        self,
+        a: Tensor,
+        b: Tensor,
+        eps: Tensor,
+        rho: Tensor,
+        settings: Settings,
+        eps_start: Tensor | None,
+        f: Tensor | None,
+        g: Tensor | None,
+    ) -> Potentials:
+        refusal = _refusal(self, False)
+        if settings.acceleration not in ("none", "relaxed") or eps_start is not None:
+            refusal = "neither scaling nor an acceleration but over-relaxation"
+        if refusal is not None:
+            raise ValueError(f"regkern.sinkhorn: engine='triton' needs {refusal}")
+        with torch.no_grad():
+            return self._iterated(a, b, eps, rho, settings, f, g)
+
+    def _transformed(
+        self, weights: Tensor, source: Tensor, eps: Tensor, columns: bool, done: Tensor | None
+    ) -> Tensor:
+        engine = PointCost(self.y, self.x, self.cost_fn) if columns else self
+        return _by_triton(engine, weights, source, eps, done)
+
+    def _iterated(
+        self,
+        a: Tensor,
+        b: Tensor,
+        eps: Tensor,
+        rho: Tensor,
+        settings: Settings,
+        f: Tensor | None,
+        g: Tensor | None,
+    ) -> Potentials:
+        """Nothing waits for the device: a problem that is done is skipped there."""
+        batch, n, m = self.shape
+        damp = (damping(rho[0], eps), damping(rho[1], eps))
+        done = torch.zeros((batch,), dtype=torch.bool, device=eps.device)
+        count = torch.zeros((batch,), dtype=torch.int32, device=eps.device)
+        status = torch.ones((batch,), dtype=torch.int8, device=eps.device)
+        if g is None and f is not None:
+            g = damp[1] * self._transformed(a, f, eps, True, None)
+        f = a.new_zeros((batch, n)) if f is None else f
+        g = b.new_zeros((batch, m)) if g is None else g
+        mass = a.sum(-1)
+        mass = torch.where(mass > 0, mass, 1.0)
+
+        def relaxed(old: Tensor, raw: Tensor, by: Tensor) -> Tensor:
+            new = by * raw
+            moved = old + settings.omega * (new - old)
+            plain = not_relaxed | old.isinf() | raw.isinf()
+            return torch.where(plain, new, moved)
+
+        not_relaxed = torch.full((), settings.omega == 1.0, device=eps.device)
+        for t in range(1, settings.max_iter + 1):
+            raw_f = self._transformed(b, g, eps, False, done)
+            new_f = relaxed(f, raw_f, damp[0])
+            raw_g = self._transformed(a, new_f, eps, True, done)
+            new_g = relaxed(g, raw_g, damp[1])
+            due = t % settings.check_every == 0
+            if due and settings.tol is not None:
+                missed = _missed(a, new_f, raw_f, eps, rho[0]) + _missed(b, g, raw_g, eps, rho[1])
+                error = missed / mass
+            f = torch.where(done[:, None], f, new_f)
+            g = torch.where(done[:, None], g, new_g)
+            count = torch.where(done, count, t)
+            if due and settings.tol is not None:
+                met = torch.where(error < settings.tol, 0, torch.where(error.isnan(), 2, 1))
+                status = torch.where(done, status, met.to(torch.int8))
+                done = done | (status != 1)
+                if f.device.type == "cpu" and bool(done.all()):
+                    break
+        if settings.omega != 1.0:
+            g = damp[1] * self._transformed(a, f, eps, True, None)
+        raw = self._transformed(b, g, eps, False, None)
+        error = _missed(a, f, raw, eps, rho[0]) / mass
+        f = torch.where(a > 0, f, damp[0] * raw)
+        lost = ((f == torch.inf) & (a > 0) & rho[0].isinf()[:, None]).any(-1)
+        lost = lost | ((g == torch.inf) & (b > 0) & rho[1].isinf()[:, None]).any(-1)
+        if settings.tol is not None:
+            status = torch.where(error < settings.tol, 0, status)
+        status = torch.where(lost | ~error.isfinite(), 2, status).to(torch.int8)
+        return Potentials(*centred(f, g, a, b, rho), error, count, status)
+
+
+def _missed(weight: Tensor, own: Tensor, raw: Tensor, eps: Tensor, rho: Tensor) -> Tensor:
+    """What a side misses of its marginal, which it has at its potential `own` (B)."""
+    has = torch.where(raw == torch.inf, 0.0, weight * ((own - raw) / eps[:, None]).exp())
+    return torch.where(weight > 0, (has - target(weight, own, rho)).abs(), 0.0).sum(-1)

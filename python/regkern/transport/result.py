@@ -9,6 +9,9 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern.transport.implicit import Engine
+from regkern.transport.small import weights_or_uniform
+
+Given = tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,14 @@ class Transport:
     iterations: Tensor
     status: Tensor
     _engine: Engine = field(repr=False)
-    # a, b, f, g and ε of B problems, double and dense.
-    _problem: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = field(repr=False)
+    # a, b, f, g and ε of B problems, double and dense; no a is 1/n.
+    _given: Given = field(repr=False)
     _batch: tuple[int, ...] = field(repr=False)
+
+    @property
+    def _problem(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        a, b, f, g, eps = self._given
+        return weights_or_uniform(a, f), weights_or_uniform(b, g), f, g, eps
 
     def _back(self, x: Tensor) -> Tensor:
         return x.reshape((*self._batch, *x.shape[1:]))

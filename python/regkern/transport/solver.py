@@ -12,9 +12,16 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply
 from regkern.transport.arguments import is_eager, once, problem_of, readable
-from regkern.transport.dense import DenseCost, Settings
+from regkern.transport.dense import DenseCost, Potentials, Settings
 from regkern.transport.implicit import Engine, implicit, target, unrolled
-from regkern.transport.result import Transport
+from regkern.transport.result import Given, Transport
+from regkern.transport.small import (
+    SmallSolution,
+    conjugate,
+    is_small,
+    solve_small,
+    weights_or_uniform,
+)
 
 _OP = "sinkhorn"
 COSTS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "cosine", "dot")
@@ -58,6 +65,7 @@ def _weights(
     length: Tensor | None,
     shape: tuple[int, ...],
     like: Tensor,
+    normalize: bool,
 ) -> Tensor:
     """Weights (B, n), double: uniform over what is there if none are given."""
     size = shape[-1]
@@ -86,6 +94,11 @@ def _weights(
         weight = given.double().expand(shape)
         if kept is not None:
             weight = torch.where(kept, weight, 0.0)
+    if normalize:
+        weight = weight / weight.sum(-1, keepdim=True)
+    # What takes no part has no gradient.
+    if weight.requires_grad:
+        weight = torch.where(weight == 0, weight.detach(), weight)
     return weight.reshape(-1, size).contiguous()
 
 
@@ -138,33 +151,34 @@ def _start(init: Init | None, shape: tuple[int, int, int]) -> tuple[Tensor | Non
 
 
 def _check_values(
-    a: Tensor, b: Tensor, eps: Tensor, rho: Tensor, cost: Tensor | None, thoroughly: bool
+    a: Tensor | None,
+    b: Tensor | None,
+    eps: Tensor,
+    rho: Tensor | None,
+    cost: Tensor | None,
+    thoroughly: bool,
 ) -> None:
     """What cannot be seen without looking: on the CPU, and elsewhere where asked for."""
-    if not (readable(a) or (thoroughly and is_eager())):
+    if not (readable(eps) or (thoroughly and is_eager())):
         return
     for name, weight in (("a", a), ("b", b)):
+        if weight is None:
+            continue
         if bool((weight < 0).any()) or not bool(weight.isfinite().all()):
             _fail(f"finite weights `{name}` of at least 0", float(weight.min()))
     if not bool((eps > 0).all()):
         _fail("`eps` to be positive", float(eps.min()))
-    if not bool((rho > 0).all()):
+    if rho is not None and not bool((rho > 0).all()):
         _fail("`rho` to be positive", float(rho.min()))
-    hard = rho.isinf().all(0)
-    apart = (a.sum(-1) - b.sum(-1)).abs()
-    wrong = hard & (apart > 1e-3 * torch.maximum(a.sum(-1), b.sum(-1)))
+    ours, theirs = (torch.ones_like(eps) if w is None else w.sum(-1) for w in (a, b))
+    wrong = (ours - theirs).abs() > 1e-3 * torch.maximum(ours, theirs)
+    if rho is not None:
+        wrong = wrong & rho.isinf().all(0)
     if bool(wrong.any()):
-        masses = (float(a.sum(-1)[wrong][0]), float(b.sum(-1)[wrong][0]))
+        masses = (float(ours[wrong][0]), float(theirs[wrong][0]))
         _fail("`a` and `b` of the same mass (or normalize=True, or a finite rho)", masses)
     if thoroughly and cost is not None and bool(cost.isnan().any()):
         _fail("costs that are numbers", "NaN")
-
-
-def _conjugate(potential: Tensor, rho: Tensor) -> Tensor:
-    """What a unit of mass at the potential adds to the dual: f, or ρ (1 − e^(−f/ρ))."""
-    soft = rho.isfinite()[:, None]
-    safe = torch.where(soft, rho[:, None], 1.0)
-    return torch.where(soft, safe * -torch.expm1(-potential / safe), potential)
 
 
 def _value(
@@ -185,7 +199,7 @@ def _value(
     # An infinite potential of no weight is not to be seen.
     of_a, of_b = torch.where(here, f, 0.0), torch.where(there, g, 0.0)
     if not hard:
-        of_a, of_b = _conjugate(of_a, rho[0]), _conjugate(of_b, rho[1])
+        of_a, of_b = conjugate(of_a, rho[0]), conjugate(of_b, rho[1])
     dual = (a * of_a).sum(-1) + (b * of_b).sum(-1)
     if differentiable:
         raw = engine.softmin(b, g, eps, False)
@@ -235,12 +249,11 @@ class _Value(torch.autograd.Function):
         return (None, None, None, *(next(grads) if t.requires_grad else None for t in inputs))
 
 
-def _points(x: Tensor, y: Tensor, cost_fn: str, batch: int) -> Engine:
-    from regkern.transport import points
+def _points(x: Tensor, y: Tensor, cost_fn: str, batch: int, name: str | None) -> Engine:
+    from regkern.transport import points, points_triton
 
-    engine: Engine = points.PointCost(
-        x.reshape(batch, *x.shape[-2:]), y.reshape(batch, *y.shape[-2:]), cost_fn
-    )
+    kind = points.PointCost if name is None else points_triton.TritonPoints
+    engine: Engine = kind(x.reshape(batch, *x.shape[-2:]), y.reshape(batch, *y.shape[-2:]), cost_fn)
     return engine
 
 
@@ -262,6 +275,7 @@ def sinkhorn(
     scaling: float | None = None,
     init: Init | None = None,
     storage: str | None = None,
+    engine: str | None = None,
     gradient: str = "envelope",
     entropy: str = "kl",
     mask: tuple[Tensor | None, Tensor | None] | None = None,
@@ -317,6 +331,12 @@ def sinkhorn(
         in one read instead of a read and an exponential an element. Rows are made again where their
         scalings leave the range, and all of it where a column's does or ``eps`` changes. The
         results are those of the log domain to rounding.
+    engine : str, optional
+        ``"triton"``, of points: soft c-transforms by matrix products of tiles in Triton, in float32
+        without TF32. It needs the package triton, CUDA tensors (or ``TRITON_INTERPRET=1`` in the
+        environment) of float32 or less and a ``cost_fn`` other than ``"euclidean"``; without
+        ``scaling`` and with no acceleration but a number. Gradients are those of the compiled
+        engine.
     gradient : str
         How ``value`` and the potentials are differentiated by costs or points, weights, eps and
         rho. ``"envelope"``: the value alone, once, by what it is at the optimum
@@ -375,62 +395,80 @@ def sinkhorn(
         checks.one_of(_OP, "storage", storage, ("kernel",))
         if cost is None:
             _fail("`storage` None of points, whose kernel is never stored", repr(storage))
+    if engine is not None:
+        checks.one_of(_OP, "engine", engine, ("triton",))
+        if cost is not None:
+            _fail("`engine` None of costs", repr(engine))
     batch, n, m, like = problem_of(_OP, cost, x, y)
     count = math.prod(batch)
     settings = _settings(tol, max_iter, check_every, acceleration, scaling, like)
     if gradient == "unroll" and (tol is not None or settings.acceleration != "none" or scaling):
         _fail("`gradient` unroll with tol=None, without acceleration and scaling", "them")
 
+    envelope = gradient == "envelope"
+    # All of it in one kernel, which does not need what is the same for all.
+    small = envelope and cost is not None and storage is None and scaling is None
+    small = small and is_small(like, settings, None)
     (mask_a, mask_b), (many_a, many_b) = _pair("mask", mask), _pair("lengths", lengths)
     chosen = any(t is not None for t in (a, b, mask, lengths, rho)) or isinstance(eps, Tensor)
-    a = _weights("a", a, mask_a, many_a, (*batch, n), like)
-    b = _weights("b", b, mask_b, many_b, (*batch, m), like)
-    if normalize:
-        a, b = (w / w.sum(-1, keepdim=True) for w in (a, b))
-    # What takes no part has no gradient.
-    a, b = (torch.where(w == 0, w.detach(), w) if w.requires_grad else w for w in (a, b))
+    given_a = any(t is not None for t in (a, mask_a, many_a))
+    given_b = any(t is not None for t in (b, mask_b, many_b))
+    if given_a or not small:
+        a = _weights("a", a, mask_a, many_a, (*batch, n), like, normalize)
+    if given_b or not small:
+        b = _weights("b", b, mask_b, many_b, (*batch, m), like, normalize)
     e = _number("eps", eps, batch, like)
-    reach = _reach(rho, batch, like)
+    reach = None if small and rho is None else _reach(rho, batch, like)
     if chosen or check:
         _check_values(a, b, e, reach, cost, check)
     if entropy == "plain" and rho is not None:
         _fail("`entropy` plain with hard marginals", f"rho {rho}")
 
-    engine: Engine
+    costs: Engine
     if cost is not None:
-        engine = DenseCost(cost.reshape(count, n, m).contiguous(), storage == "kernel")
+        costs = DenseCost(cost.reshape(count, n, m).contiguous(), storage == "kernel")
     else:
         assert x is not None
         assert y is not None
-        engine = _points(x, y, cost_fn, count)
+        costs = _points(x, y, cost_fn, count, engine)
     e_start = None
     if eps_rel is not None:
-        e = e * engine.scale(eps_rel)
+        e = e * costs.scale(eps_rel)
     if scaling is not None:
-        e_start = torch.maximum(engine.scale("max"), e.detach())
+        e_start = torch.maximum(costs.scale("max"), e.detach())
 
     f0, g0 = _start(init, (count, n, m))
-    inputs = (a, b, e, reach, *engine.tensors)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    alone = engine.replaced(*(t.detach() for t in engine.tensors))
-    fixed = (a.detach(), b.detach(), e.detach(), reach.detach())
-    if gradient == "unroll" and wanted:
-        found = unrolled(engine, a, b, e, reach, max_iter, f0, g0)
+    alone = costs.replaced(*(t.detach() for t in costs.tensors))
+    found: Potentials | SmallSolution
+    if small:
+        found = solve_small(costs.tensors[0], a, b, e, reach, settings, f0, g0)
+        f, g, value = found.f, found.g, found.value
+        fixed_a, fixed_b = (None if w is None else w.detach() for w in (a, b))
+        problem: Given = (fixed_a, fixed_b, f, g, e.detach())
     else:
-        found = alone.solve(*fixed, settings, e_start, f0, g0)
+        assert a is not None
+        assert b is not None
+        assert reach is not None
+        inputs = (a, b, e, reach, *costs.tensors)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        fixed = (a.detach(), b.detach(), e.detach(), reach.detach())
+        if gradient == "unroll" and wanted:
+            found = unrolled(costs, a, b, e, reach, max_iter, f0, g0)
+        else:
+            found = alone.solve(*fixed, settings, e_start, f0, g0)
+            if gradient == "implicit" and wanted:
+                found = implicit(costs, found, a, b, e, reach, _ITERATIONS_OF_CG)
+        f, g = found.f, found.g
+        problem = (*fixed[:2], f, g, fixed[2]) if envelope else (a, b, f, g, e)
+        if envelope and wanted:
+            a, b, e, reach = (once(_OP, t) for t in (a, b, e, reach))
+            costs = costs.replaced(*(once(_OP, t) for t in costs.tensors))
         if gradient == "implicit" and wanted:
-            found = implicit(engine, found, a, b, e, reach, _ITERATIONS_OF_CG)
-    envelope = gradient == "envelope"
-    if envelope and wanted:
-        a, b, e, reach = (once(_OP, t) for t in (a, b, e, reach))
-        engine = engine.replaced(*(once(_OP, t) for t in engine.tensors))
-    f, g = found.f, found.g
-    value: Tensor
-    if gradient == "implicit" and wanted:
-        value = function_apply(_Value, engine, f, g, a, b, e, reach, *engine.tensors)
-    else:
-        value = _value(engine, a, b, f, g, e, reach, wanted, rho is None)
+            value = function_apply(_Value, costs, f, g, a, b, e, reach, *costs.tensors)
+        else:
+            value = _value(costs, a, b, f, g, e, reach, wanted, rho is None)
     if entropy == "plain":
+        a, b = weights_or_uniform(a, f), weights_or_uniform(b, g)
         mass, own = a.sum(-1), torch.special.xlogy(a, a).sum(-1)
         own = own + torch.special.xlogy(b, b).sum(-1)
         value = value + e * (own + mass - mass * b.sum(-1))
@@ -441,7 +479,8 @@ def sinkhorn(
     wide = compute_dtype(like)
 
     def back(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return t.reshape((*batch, *t.shape[1:])).to(dtype or t.dtype)
+        t = t if dtype is None else t.to(dtype)
+        return t if len(batch) == 1 else t.reshape((*batch, *t.shape[1:]))
 
     return Transport(
         f=back(f, wide),
@@ -450,7 +489,7 @@ def sinkhorn(
         error=back(found.error, wide),
         iterations=back(found.iterations),
         status=back(found.status),
-        _engine=alone if envelope else engine,
-        _problem=(*fixed[:2], f, g, fixed[2]) if envelope else (a, b, f, g, e),
+        _engine=alone if envelope else costs,
+        _given=problem,
         _batch=batch,
     )
