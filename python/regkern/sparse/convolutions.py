@@ -12,7 +12,7 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
 from regkern.sparse.pattern import SparsePattern
-from regkern.sparse.products import _check_pattern, _check_values
+from regkern.sparse.products import _check_bias, _check_pattern, _check_values
 
 _ACTIVATIONS = ("none", "relu")
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -258,15 +258,7 @@ def _convolve(
     checks.one_of(op, "activation", activation, _ACTIVATIONS)
     checks.one_of(op, "padding_mode", padding_mode, _PADDING_MODES)
     values = _check_values(op, values, pattern, x)
-    if bias is not None:
-        checks.floating(op, "bias", bias)
-        checks.on_device(op, "bias", bias, x)
-        if tuple(bias.shape) != (pattern.shape[0],):
-            raise ValueError(
-                f"regkern.{op}: expected `bias` of shape ({pattern.shape[0]},), got "
-                f"{tuple(bias.shape)}"
-            )
-        bias = bias.to(compute_dtype(x))
+    bias = _check_bias(op, bias, pattern, x)
     _check_shapes(op, x, pattern, kernel, dilation, around, groups)
     top, bottom, left, right = around
     if padding_mode != "zeros" and max(around) > 0:

@@ -294,7 +294,7 @@ def binary_gate(logits: Tensor, clip: float | None = None) -> Tensor:
 
     Notes
     -----
-    Plain torch, for the few numbers that gates are: `regkern.gate` with the threshold 0.
+    Plain torch, for the few numbers that gates are: `regkern.proximal.gate` with the threshold 0.
 
     References
     ----------

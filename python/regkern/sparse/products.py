@@ -260,6 +260,19 @@ def _check_values(op: str, values: object, pattern: SparsePattern, x: Tensor) ->
     return values.to(compute_dtype(x))
 
 
+def _check_bias(op: str, bias: object, pattern: SparsePattern, x: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    checks.floating(op, "bias", bias)
+    checks.on_device(op, "bias", bias, x)
+    assert isinstance(bias, Tensor)
+    if tuple(bias.shape) != (pattern.shape[0],):
+        raise ValueError(
+            f"regkern.{op}: expected `bias` of shape ({pattern.shape[0]},), got {tuple(bias.shape)}"
+        )
+    return bias.to(compute_dtype(x))
+
+
 def _flat(op: str, name: str, x: Tensor, features: int, feature_major: bool) -> Tensor:
     checks.floating(op, name, x)
     place = 0 if feature_major else -1
@@ -344,15 +357,7 @@ def sparse_linear(
     _check_pattern(op, pattern, x)
     flat = _flat(op, "x", x, pattern.shape[1], feature_major)
     values = _check_values(op, values, pattern, x)
-    if bias is not None:
-        checks.floating(op, "bias", bias)
-        checks.on_device(op, "bias", bias, x)
-        if tuple(bias.shape) != (pattern.shape[0],):
-            raise ValueError(
-                f"regkern.{op}: expected `bias` of shape ({pattern.shape[0]},), got "
-                f"{tuple(bias.shape)}"
-            )
-        bias = bias.to(compute_dtype(x))
+    bias = _check_bias(op, bias, pattern, x)
     y = _layer(flat, values, bias, activation, *pattern.tensors(), feature_major)
     return _back(y, x, feature_major)
 
