@@ -168,6 +168,83 @@ def test_problems_stop_by_themselves() -> None:
     assert torch.equal(alone.f, found.f[0])
 
 
+def clouds(n: int = 40, m: int = 30, dtype: torch.dtype = DOUBLE) -> Tensor:
+    """Costs between points, some of which all of the mass of others is sent to."""
+    return torch.cdist(draw(n, 2), draw(m, 2, salt=1) + 0.3).square().to(dtype)
+
+
+def test_a_problem_without_full_points_takes_one_iteration() -> None:
+    found = partial_transport(draw(20, 30), mass=0.1, eps=0.5)
+    assert int(found.status) == 0
+    assert int(found.iterations) == 1
+
+
+@pytest.mark.parametrize("entropy", ["kl", "plain"])
+def test_warm_start(entropy: str) -> None:
+    cost, a, b = clouds(), weights(40), weights(30, salt=1)
+    options: dict[str, Any] = {"a": a, "b": b, "mass": 0.9, "eps": 0.05, "entropy": entropy}
+    cold = exact(cost, tol=1e-10, **options)
+    assert int(cold.iterations) > 20
+    again = exact(cost, tol=1e-10, init=cold, **options)
+    assert int(again.iterations) == 1
+    torch.testing.assert_close(again.plan(), cold.plan(), rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(again.value, cold.value)
+    # A constant moves from g to h, and f is not looked at.
+    moved = exact(cost, tol=1e-10, init=(None, cold.g + 3.0), **options)
+    assert int(moved.iterations) == 1
+    torch.testing.assert_close(moved.g, cold.g, rtol=1e-7, atol=1e-9)
+    # A near problem is near its solution, and any start comes to the same one.
+    near = cost * (1.0 + 1e-4 * draw(40, 30, salt=2))
+    first, warm = exact(near, tol=1e-6, **options), exact(near, tol=1e-6, init=cold, **options)
+    assert int(warm.iterations) < int(first.iterations)
+    far = exact(cost, init=(draw(40), 5.0 * draw(30, salt=3)), **options)
+    torch.testing.assert_close(far.plan(), cold.plan(), rtol=1e-5, atol=1e-9)
+
+
+def test_warm_start_of_batches_points_and_single_precision() -> None:
+    x, y = draw(2, 12, 3), draw(2, 9, 3, salt=1)
+    cold = partial_transport(x=x, y=y, mass=0.8, eps=0.05, tol=1e-9)
+    warm = partial_transport(x=x, y=y, mass=0.8, eps=0.05, tol=1e-9, init=cold)
+    assert warm.iterations.tolist() == [1, 1]
+    single = torch.cdist(x, y).square().float()
+    low = partial_transport(single, mass=0.8, eps=0.05, tol=1e-4, init=(None, cold.g.float()))
+    assert low.iterations.tolist() == [1, 1]
+    start = cold.g.clone()
+    start[1, 2] = torch.nan
+    broken = partial_transport(x=x, y=y, mass=0.8, eps=0.05, init=(None, start))
+    assert broken.status.tolist() == [0, 2]
+    start[1, 2] = INF
+    whole = partial_transport(x=x, y=y, mass=0.8, eps=0.05, tol=1e-9, init=(None, start))
+    torch.testing.assert_close(whole.plan(), cold.plan(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("entropy", ["kl", "plain"])
+def test_what_is_masked_takes_no_part(entropy: str) -> None:
+    cost = clouds(8, 9).expand(2, 8, 9).clone()
+    cost[0, 5:], cost[1, :, 2] = 1e3, -1e3
+    options: dict[str, Any] = {"mass": 0.8, "eps": 0.1, "entropy": entropy}
+    rows = torch.tensor([5, 8])
+    columns = torch.ones(2, 9, dtype=torch.bool)
+    columns[1, 2] = False
+    found = exact(cost, lengths=(rows, None), mask=(None, columns), **options)
+    one, other = exact(cost[0, :5], **options), exact(cost[1, :, columns[1]], **options)
+    plan = found.plan()
+    torch.testing.assert_close(plan[0, :5], one.plan())
+    torch.testing.assert_close(plan[1][:, columns[1]], other.plan())
+    torch.testing.assert_close(plan.sum((-2, -1)), torch.full((2,), 0.8, dtype=DOUBLE))
+    torch.testing.assert_close(found.value, torch.stack([one.value, other.value]))
+    # Both at once, of given weights; what takes no part has no gradient.
+    a = weights(8, total=1.5).requires_grad_()
+    mask = torch.arange(8) != 1
+    cut = exact(cost[1], a=a, mask=(mask, columns[1]), lengths=(torch.tensor(7), None), **options)
+    kept = mask & (torch.arange(8) < 7)
+    alone = exact(cost[1][kept][:, columns[1]], a=a[kept], **options)
+    torch.testing.assert_close(cut.value, alone.value)
+    (da,) = torch.autograd.grad(cut.value, a)
+    assert da[~kept].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(da, torch.autograd.grad(alone.value, a)[0])
+
+
 def test_errors() -> None:
     cost = draw(4, 5)
     for call, message in (
@@ -179,11 +256,29 @@ def test_errors() -> None:
         (lambda: partial_transport(cost[0], mass=0.5), "`cost` of shape"),
         (lambda: partial_transport(cost, mass=0.5, tol=0.0), "`tol`"),
         (lambda: partial_transport(cost, a=cost[0], mass=0.5), "`a` of shape"),
+        (lambda: partial_transport(cost, mass=0.5, init=(None, cost[0, :4])), "`init` with g"),
+        (lambda: partial_transport(cost, mass=0.5, mask=(cost[0] > 0, None)), "`mask` of shape"),
+        (
+            lambda: partial_transport(cost, mass=0.5, lengths=(torch.ones(2).int(), None)),
+            "`lengths` of shape",
+        ),
+        (
+            lambda: partial_transport(cost, mass=0.6, lengths=(torch.tensor(0), None)),
+            "`mass` of at most 0.0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
+            call()
+    for call, message in (
+        (lambda: partial_transport(cost, mass=0.5, init=(cost[:, 0], None)), "init's g"),
+        (lambda: partial_transport(cost, mass=0.5, mask=(cost[:, 0], None)), "`mask` of bools"),
+        (lambda: partial_transport(cost, mass=0.5, lengths=cost[0]), "`lengths` to be a pair"),
+        (lambda: partial_transport(cost, mass=0.5, lengths=(None, cost[0, 0])), "integer"),
+    ):
+        with pytest.raises(TypeError, match=message):
             call()
     one = torch.ones(1, dtype=DOUBLE)
     with pytest.raises(RuntimeError, match="transport_dense_partial"):
         torch.ops.regkern.transport_dense_partial(
-            cost[None], cost[None, 0], cost[None, 0], one, one, one, one, None, 5, 1
+            cost[None], cost[None, 0], cost[None, 0], one, one, one, one, None, None, 5, 1
         )

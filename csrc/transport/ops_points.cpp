@@ -244,13 +244,14 @@ PartialSolution points_partial(const Tensor& x, const Tensor& y, const Tensor& x
                                const MaybeTensor& y_terms, const std::string& kernel, double factor,
                                const Tensor& a, const Tensor& b, const Tensor& cap_a,
                                const Tensor& cap_b, const Tensor& mass, const Tensor& eps,
-                               std::optional<double> tol, int64_t max_iter, int64_t check_every) {
+                               const MaybeTensor& start, std::optional<double> tol,
+                               int64_t max_iter, int64_t check_every) {
   const Checks check("transport_points_partial");
   check.that(x.dim() == 3 && y.dim() == 3, "`x` and `y` of three dimensions", sizes_name(x));
   const int64_t n = x.size(1), m = y.size(1);
   const HeldPairs rows = pairs_of(check, x, y_panels, m, x_terms, y_terms, kernel, factor);
   const HeldPairs columns = pairs_of(check, y, x_panels, n, y_terms, x_terms, kernel, factor);
-  const PartialProblem problem{x, a, b, cap_a, cap_b, mass, eps, tol, max_iter, check_every};
+  const PartialProblem problem{x, a, b, cap_a, cap_b, mass, eps, start, tol, max_iter, check_every};
   check_partial(check, problem, x.size(0), n, m);
   PointTransform engine(rows, columns, a, b, OnDevice(x));
   return solve_partial(engine, problem);
@@ -280,8 +281,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "transport_points_partial(Tensor x, Tensor y, Tensor x_panels, Tensor y_panels, Tensor? "
       "x_terms, Tensor? y_terms, str kernel, float factor, Tensor a, Tensor b, Tensor cap_a, "
-      "Tensor cap_b, Tensor mass, Tensor eps, float? tol, int max_iter, int check_every) -> "
-      "(Tensor f, Tensor g, Tensor level, Tensor error, Tensor iterations, Tensor status)");
+      "Tensor cap_b, Tensor mass, Tensor eps, Tensor? start, float? tol, int max_iter, int "
+      "check_every) -> (Tensor f, Tensor g, Tensor level, Tensor error, Tensor iterations, Tensor "
+      "status)");
 }
 #endif
 

@@ -130,11 +130,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dense_solve(
 
 PartialSolution dense_partial(const Tensor& cost, const Tensor& a, const Tensor& b,
                               const Tensor& cap_a, const Tensor& cap_b, const Tensor& mass,
-                              const Tensor& eps, std::optional<double> tol, int64_t max_iter,
-                              int64_t check_every) {
+                              const Tensor& eps, MaybeTensor start, std::optional<double> tol,
+                              int64_t max_iter, int64_t check_every) {
   const Checks check("transport_dense_partial");
   const Dtype dtype = check_cost(check, cost);
-  const PartialProblem problem{cost, a, b, cap_a, cap_b, mass, eps, tol, max_iter, check_every};
+  const PartialProblem problem{cost, a,     b,   cap_a,    cap_b,      mass,
+                               eps,  start, tol, max_iter, check_every};
   check_partial(check, problem, cost.size(0), cost.size(1), cost.size(2));
   DenseTransform engine(dtype, cost, a, b, OnDevice(cost));
   return solve_partial(engine, problem);
@@ -191,8 +192,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "Tensor, Tensor, Tensor)");
   m.def(
       "transport_dense_partial(Tensor cost, Tensor a, Tensor b, Tensor cap_a, Tensor cap_b, "
-      "Tensor mass, Tensor eps, float? tol, int max_iter, int check_every) -> (Tensor f, Tensor g, "
-      "Tensor level, Tensor error, Tensor iterations, Tensor status)");
+      "Tensor mass, Tensor eps, Tensor? start, float? tol, int max_iter, int check_every) -> "
+      "(Tensor f, Tensor g, Tensor level, Tensor error, Tensor iterations, Tensor status)");
   m.def(
       "transport_dense_softmin(Tensor cost, Tensor weight, Tensor source, Tensor eps, "
       "bool columns) -> Tensor");

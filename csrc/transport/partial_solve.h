@@ -18,6 +18,7 @@ struct PartialProblem {
   Tensor a, b;          // (B, n), (B, m), double and dense
   Tensor cap_a, cap_b;  // likewise
   Tensor mass, eps;     // (B)
+  MaybeTensor start;    // g to begin with, (B, m); 0 without
   std::optional<double> tol;
   int64_t max_iter, check_every;
 };
@@ -39,6 +40,7 @@ inline void check_partial(const Checks& check, const PartialProblem& problem, in
   numbers(problem.cap_b, "cap_b", {batch, m});
   numbers(problem.mass, "mass", {batch});
   numbers(problem.eps, "eps", {batch});
+  if (problem.start.has_value()) numbers(*problem.start, "start", {batch, m});
   check.that(problem.max_iter >= 0, "`max_iter` of at least 0", std::to_string(problem.max_iter));
   check.that(problem.check_every >= 1, "`check_every` of at least 1",
              std::to_string(problem.check_every));
@@ -50,7 +52,8 @@ inline PartialSolution solve_partial(Transform& engine, const PartialProblem& pr
   const auto zeros = [&](std::vector<int64_t> sizes, ScalarType dtype = ScalarType::Double) {
     return filled(like, sizes, dtype, 0.0);
   };
-  const Tensor f = zeros({batch, n}), g = zeros({batch, m}), level = zeros({batch});
+  const Tensor f = zeros({batch, n}), level = zeros({batch});
+  const Tensor g = problem.start.has_value() ? double_copy(*problem.start) : zeros({batch, m});
   const Tensor error =
       filled(like, {batch}, ScalarType::Double, std::numeric_limits<double>::infinity());
   const Tensor iterations = zeros({batch}, ScalarType::Int);

@@ -66,6 +66,47 @@ def weights_of(op: str, name: str, given: Tensor | None, size: int, like: Tensor
     return given.double()
 
 
+def pair_of(op: str, name: str, value: Any) -> tuple[Any, Any]:
+    """Of rows and of columns; neither if there is none."""
+    if value is None:
+        return None, None
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"regkern.{op}: expected `{name}` to be a pair, got {value!r}")
+    return value[0], value[1]
+
+
+def taking_part(
+    op: str, mask: Tensor | None, lengths: Tensor | None, shape: tuple[int, ...], like: Tensor
+) -> Tensor | None:
+    """Which points of ``shape``, a batch of so many, there are; None for all of them."""
+    there = None
+    size = shape[-1]
+    if mask is not None:
+        checks.tensor(op, "mask", mask)
+        checks.on_device(op, "mask", mask, like)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"regkern.{op}: expected `mask` of bools, got {mask.dtype}")
+        lead = len(shape) - mask.dim()
+        if lead < 0 or tuple(mask.shape) != shape[lead:]:
+            raise ValueError(
+                f"regkern.{op}: expected `mask` of shape {shape}, got {tuple(mask.shape)}"
+            )
+        there = mask.expand(shape)
+    if lengths is not None:
+        checks.tensor(op, "lengths", lengths)
+        checks.on_device(op, "lengths", lengths, like)
+        if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+            raise TypeError(f"regkern.{op}: expected integer `lengths`, got {lengths.dtype}")
+        if tuple(lengths.shape) != shape[:-1]:
+            raise ValueError(
+                f"regkern.{op}: expected `lengths` of shape {shape[:-1]}, "
+                f"got {tuple(lengths.shape)}"
+            )
+        first = torch.arange(size, device=like.device) < lengths[..., None]
+        there = first if there is None else there & first
+    return there
+
+
 def number_of(op: str, name: str, given: float | Tensor, like: Tensor) -> Tensor:
     """A positive number in float64, 0-d or of the batch's shape."""
     if isinstance(given, Tensor):

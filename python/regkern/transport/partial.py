@@ -10,7 +10,15 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
-from regkern.transport.arguments import number_of, once, problem_of, readable, weights_of
+from regkern.transport.arguments import (
+    number_of,
+    once,
+    pair_of,
+    problem_of,
+    readable,
+    taking_part,
+    weights_of,
+)
 from regkern.transport.dense import DenseCost
 from regkern.transport.implicit import Engine
 from regkern.transport.points import COSTS, PointCost
@@ -94,7 +102,10 @@ def partial_transport(
     eps: float | Tensor = 0.05,
     tol: float | None = 1e-3,
     max_iter: int = 1000,
-    check_every: int = 10,
+    check_every: int = 1,
+    init: Transport | tuple[Tensor | None, Tensor] | None = None,
+    mask: tuple[Tensor | None, Tensor | None] | None = None,
+    lengths: tuple[Tensor | None, Tensor | None] | None = None,
     entropy: str = "kl",
 ) -> Transport:
     r"""Entropic transport of a part of the mass.
@@ -126,7 +137,14 @@ def partial_transport(
     tol : float, optional
         Stops a problem whose error is below. None: exactly ``max_iter`` iterations.
     max_iter, check_every : int
-        At most so many iterations; the error is looked at, on the device, so often.
+        At most so many iterations; the error is looked at, on the device, so often, which takes
+        O(n) of the time of an iteration.
+    init : Transport or pair of Tensor, optional
+        Potentials to begin with, of this or a similar problem. ``g``, up to a constant, decides;
+        f may be None.
+    mask, lengths : pair of Tensor, optional
+        Which points take part: bools (..., n) and (..., m), or how many of the first ones.
+        Either of a pair may be None. Without weights those that do have equal ones.
     entropy : str
         ``"kl"``: as above. ``"plain"``: :math:`\varepsilon \sum P \log P`, whose plan is another
         where weights are not uniform; that of POT's ``entropic_partial_wasserstein``.
@@ -141,8 +159,8 @@ def partial_transport(
     Raises
     ------
     TypeError, ValueError
-        For arguments that do not fit, weights below 0, and a mass beyond either total (looked at on
-        the CPU).
+        For arguments that do not fit, weights below 0, and a mass beyond either total of what takes
+        part (looked at on the CPU).
 
     Notes
     -----
@@ -169,8 +187,11 @@ def partial_transport(
             _fail("`tol` to be positive or None", tol)
         tol = max(float(tol), 10 * torch.finfo(compute_dtype(like)).eps)
     count = math.prod(batch)
-    a = _whole("a", weights_of(_OP, "a", a, n, like), batch, n)
-    b = _whole("b", weights_of(_OP, "b", b, m, like), batch, m)
+    (mask_a, mask_b), (many_a, many_b) = (
+        pair_of(_OP, name, pair) for name, pair in (("mask", mask), ("lengths", lengths))
+    )
+    a = _weights("a", a, taking_part(_OP, mask_a, many_a, (*batch, n), like), batch, n, like)
+    b = _weights("b", b, taking_part(_OP, mask_b, many_b, (*batch, m), like), batch, m, like)
     moved = _whole("mass", number_of(_OP, "mass", mass, like), batch)
     e = _whole("eps", number_of(_OP, "eps", eps, like), batch)
     if readable(moved) and count > 0:
@@ -191,7 +212,14 @@ def partial_transport(
     fixed = [t.detach() for t in (a, b, moved, e)]
     own = tuple(_caps(w, fixed[3], entropy) for w in fixed[:2])
     f, g, level, error, iterations, status = _solve(
-        alone, *fixed[:2], *own, *fixed[2:], tol, max_iter, check_every
+        alone,
+        *fixed[:2],
+        *own,
+        *fixed[2:],
+        _start(init, fixed[1], own[1], (*batch, n), (*batch, m)),
+        tol,
+        max_iter,
+        check_every,
     )
     below = (own[0] - f, own[1] - g)
     if wanted:
@@ -220,6 +248,42 @@ def partial_transport(
 
 def _fail(expected: str, got: object) -> None:
     raise ValueError(f"regkern.{_OP}: expected {expected}, got {got}")
+
+
+def _weights(
+    name: str,
+    given: Tensor | None,
+    there: Tensor | None,
+    batch: tuple[int, ...],
+    size: int,
+    like: Tensor,
+) -> Tensor:
+    """Weights (B, size): 0 of what takes no part, uniform over the rest if none are given."""
+    if there is not None and given is None:
+        count = there.sum(-1, keepdim=True).clamp(min=1)
+        return _whole(name, there.double() / count, batch, size)
+    weight = _whole(name, weights_of(_OP, name, given, size, like), batch, size)
+    return weight if there is None else torch.where(there.reshape(weight.shape), weight, 0.0)
+
+
+def _start(
+    init: Any, weight: Tensor, cap: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]
+) -> Tensor | None:
+    """g to begin with, moved by a constant, which h takes up, until it reaches its caps."""
+    if init is None:
+        return None
+    f, g = (init.f, init.g) if isinstance(init, Transport) else pair_of(_OP, "init", init)
+    for name, t, shape in (("f", f, rows), ("g", g, columns)):
+        if t is None and name == "f":
+            continue
+        checks.floating(_OP, f"init's {name}", t)
+        checks.on_device(_OP, f"init's {name}", t, weight)
+        if tuple(t.shape) != shape:
+            _fail(f"`init` with {name} of shape {shape}", tuple(t.shape))
+    g = g.detach().double().reshape(weight.shape)
+    gap = torch.where((weight > 0) & (g < math.inf), g - cap, -math.inf)
+    most = gap.amax(-1, keepdim=True)
+    return torch.minimum(g - torch.where(most.isfinite(), most, 0.0), cap).contiguous()
 
 
 def _whole(name: str, t: Tensor, batch: tuple[int, ...], *size: int) -> Tensor:
