@@ -14,7 +14,14 @@ from torch import Tensor
 _A = torch.tensor([0.1, 0.2, 0.0, 0.3, 0.1, 0.3], dtype=torch.float64)
 
 
-def _value(name: str, k: int | None, method: str, gamma: float, a: Tensor | None) -> Sample:
+def _value(
+    name: str,
+    k: int | None,
+    method: str,
+    gamma: float,
+    a: Tensor | None,
+    shape: tuple[int, ...] = (3, 6, 37),
+) -> Sample:
     def ours(cost: Tensor) -> Tensor:
         result = sparse.sparse_transport(
             cost, a, gamma=gamma, k=k, method=method, tol=1e-9, max_iter=120
@@ -27,7 +34,7 @@ def _value(name: str, k: int | None, method: str, gamma: float, a: Tensor | None
     return Sample(
         "sparse_transport",
         name,
-        ((3, 6, 37),),
+        (shape,),
         {},
         ours,
         definition,
@@ -75,4 +82,5 @@ SAMPLES: list[Any] = [
     _value("quadratic", None, "dual", 3.0, None),
     _value("projected", None, "semi_dual", 8.0, _A),
     _value("entries", 5, "semi_dual", 1.0, _A),
+    _value("long_lists", 20, "semi_dual", 20.0, None, (2, 24, 9)),
 ]

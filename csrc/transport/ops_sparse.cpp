@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 #include <tuple>
 
@@ -26,6 +27,9 @@ const int32_t* places(const Checks& check, const Tensor& t, const char* name, co
   return const_data<int32_t>(t);
 }
 
+// Of all lists together, where not even one block's need more: 192 MiB.
+constexpr int64_t kListWords = int64_t{1} << 24;
+
 using Solved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Solved sparse_transport(const Tensor& cost, const Tensor& a, const Tensor& b, const Tensor& gamma,
@@ -47,8 +51,7 @@ Solved sparse_transport(const Tensor& cost, const Tensor& a, const Tensor& b, co
   const Tensor gammas = weights(check, gamma, "gamma", cost, {batch});
   const Tensor from_a = weights(check, alpha, "alpha", cost, {batch, n});
   const Tensor from_b = weights(check, beta, "beta", cost, {batch, m});
-  check.that(k >= 0 && k <= kMostEntries, "`k` from 0 to " + std::to_string(kMostEntries),
-             std::to_string(k));
+  check.that(k >= 0 && k < (int64_t{1} << 22), "`k` from 0 to below 2^22", std::to_string(k));
   check.that(max_iter >= 0, "`max_iter` to be at least 0", std::to_string(max_iter));
   const int dual = check.one_of(method, "method", {"semi_dual", "dual"});
   const bool grouped = mu.has_value();
@@ -105,6 +108,15 @@ Solved sparse_transport(const Tensor& cost, const Tensor& a, const Tensor& b, co
     args.status = mutable_data<int8_t>(status);
     args.index = mutable_data<int32_t>(index);
     args.entries = mutable_data<double>(entries);
+    // The lists of as many blocks as have something to do, or fit.
+    const bool on_gpu = !kValuesReadable, listed = on_gpu && k > kSortedEntries;
+    const int64_t words = listed ? list_words(args) : 0;
+    const int64_t tasks = batch * ((m + kBlockColumns - 1) / kBlockColumns);
+    args.list_blocks = listed ? std::clamp(kListWords / words, int64_t{1}, tasks) : 0;
+    const Tensor list_values = real({args.list_blocks * words});
+    const Tensor list_index = new_tensor(cost, {args.list_blocks * words}, ScalarType::Int);
+    args.list_values = mutable_data<double>(list_values);
+    args.list_index = mutable_data<int32_t>(list_index);
     backend::sparse_transport(args, OnDevice(cost));
   }
   return {f, g, value, index, entries, error, iterations, status};

@@ -132,45 +132,79 @@ struct Columns {
   }
 };
 
-// The k largest of each column.
-template <typename T>
-void best_entries(const Columns<T>& t) {
+// The k largest of each column, in lists of kWidth * `most` words that are heaps or sorted.
+template <typename T, bool kHeap>
+void best_entries(const Columns<T>& t, int most, double* values, int32_t* indices) {
   using C = compute_t<T>;
   const SparseTransportArgs& args = t.args;
-  const int k = static_cast<int>(args.k);
+  const int64_t k = args.k;
   const bool dual = t.beta != nullptr;
-  double values[kWidth * kMostEntries];
-  int32_t indices[kWidth * kMostEntries];
   Best best[kWidth];
   bool bad[kWidth] = {};
+  double top[kHeap ? kWidth : 1], range[kHeap ? kWidth : 1];
   alignas(64) C bound[kWidth];
+  // Of what falls short of a heap's column, in C.
+  const auto top_bound = [&](int64_t j) {
+    return dual ? -static_cast<C>(__builtin_inf())
+                : filter_bound<C>(top[j] - range[j], t.largest + range[j]);
+  };
   for (int64_t j = 0; j < t.width; ++j) {
-    best[j] = {values + j * k, indices + j * k, 1, 0};
+    if constexpr (kHeap) {
+      top[j] = nothing();
+      range[j] = dual ? __builtin_inf() : t.gamma * t.b[t.first + j];
+    }
+    best[j] = {values + j * most, indices + j * most, 1, 0};
     // The entries of the last evaluation tell where the k-th largest is at least.
     const int32_t* last = args.index + (t.problem * args.columns + t.first + j) * k;
     double least = __builtin_inf();
-    for (int r = 0; r < k; ++r) {
+    for (int r = 0; r < most; ++r) {
+      if (kHeap && last[r] < 0) {  // and none after it
+        least = nothing();
+        break;
+      }
       const double alpha = last[r] < 0 ? nothing() : row_potential(t.alpha, t.a, last[r]);
       const double x = last[r] < 0 ? alpha : entry_at(alpha, t.cost_at(last[r], j), t.shift_of(j));
       least = x < least ? x : least;
+      if constexpr (kHeap) top[j] = x > top[j] ? x : top[j];
     }
     least = dual && !(least > 0.0) ? 0.0 : least;
     bound[j] = filter_bound<C>(least - t.shift_of(j), t.largest);
+    if constexpr (kHeap) {
+      const C short_of = top_bound(j);
+      bound[j] = short_of > bound[j] ? short_of : bound[j];
+    }
   }
   t.scan(bound, [&](int64_t i, int64_t j, double x) {
     const auto row = static_cast<int32_t>(i);
-    if (!enters(best[j], k, x, row)) {
+    const bool in = kHeap ? enters_heap(best[j], most, x, row) : enters(best[j], most, x, row);
+    if (!in) {
       bad[j] = bad[j] || is_nan(x);
       return;
     }
     if (dual && !(x > 0.0)) return;
     bad[j] = bad[j] || x == __builtin_inf();
-    insert_best(best[j], k, x, row);
-    if (best[j].count == k)
-      bound[j] = filter_bound<C>(best[j].value[k - 1] - t.shift_of(j), t.largest);
+    if constexpr (kHeap) {
+      if (falls_short(x, top[j], range[j])) return;
+      insert_heap(best[j], most, x, row);
+      C own = -static_cast<C>(__builtin_inf());
+      if (x > top[j]) {
+        top[j] = x;
+        own = top_bound(j);
+      }
+      if (best[j].count == most) {
+        const C last = filter_bound<C>(best[j].value[0] - t.shift_of(j), t.largest);
+        own = last > own ? last : own;
+      }
+      bound[j] = own > bound[j] ? own : bound[j];
+    } else {
+      insert_best(best[j], most, x, row);
+      if (best[j].count == most)
+        bound[j] = filter_bound<C>(best[j].value[most - 1] - t.shift_of(j), t.largest);
+    }
   });
   for (int64_t j = 0; j < t.width; ++j) {
     const double b = t.b[t.first + j];
+    if constexpr (kHeap) sort_heap(best[j], top[j], range[j]);
     const ColumnSums sums =
         dual ? cap_best(best[j], b, t.gamma) : project_best(best[j], b, t.gamma);
     t.keep(j, sums, bad[j]);
@@ -183,6 +217,21 @@ void best_entries(const Columns<T>& t) {
       if (there && best[j].value[r] > 0.0) t.add_row(best[j].index[r], best[j].value[r]);
     }
   }
+}
+
+template <typename T>
+void short_entries(const Columns<T>& t) {
+  double values[kWidth * kSortedEntries];
+  int32_t indices[kWidth * kSortedEntries];
+  best_entries<T, false>(t, static_cast<int>(t.args.k), values, indices);
+}
+
+template <typename T>
+void long_entries(const Columns<T>& t) {
+  const int64_t most = entries_of(t.args);
+  const Scratch<double> values(t.width * most);
+  const Scratch<int32_t> indices(t.width * most);
+  best_entries<T, true>(t, static_cast<int>(most), values.data(), indices.data());
 }
 
 // All of a column, capped.
@@ -339,8 +388,10 @@ void evaluate(const SparseTransportArgs& args, int64_t problem, int64_t first, b
                         args.row_sums + problem * n};
   if (args.mu != nullptr)
     grouped_entries(task);
+  else if (args.k > kSortedEntries)
+    long_entries(task);
   else if (args.k > 0)
-    best_entries(task);
+    short_entries(task);
   else if (dual)
     capped_entries(task);
   else

@@ -11,7 +11,7 @@ namespace {
 
 using namespace transport;
 
-constexpr int kLanes = 32;  // columns of a block
+constexpr int kLanes = kBlockColumns;
 constexpr int kThreads = kLanes * kRowStripes;
 constexpr int kAhead = 4;  // rows in flight
 constexpr int kBlocksPerSm = 8;
@@ -90,60 +90,93 @@ __device__ __forceinline__ Column<T> column_of(const SparseTransportArgs& args, 
           dual};
 }
 
-template <typename T>
+// Short lists are sorted, in shared memory. Long ones are heaps and the block's own words of
+// global memory; neighbouring threads have neighbouring words of either.
+template <bool kHeap, typename T>
 __device__ __forceinline__ void best_entries(const Column<T>& t) {
   using C = compute_t<T>;
-  const int k = static_cast<int>(t.args.k);
-  RK_DYNAMIC_SHARED(double, values);
-  auto* const indices = reinterpret_cast<int32_t*>(values + k * kThreads);
-  int32_t* const counts = indices + k * kThreads;
+  const int64_t k = t.args.k;
+  const int most = static_cast<int>(kHeap ? entries_of(t.args) : k);
+  // A stripe that has all its rows in its list has nothing more to keep out.
+  const int mine = static_cast<int>(kHeap ? stripe_entries_of(t.args) : k);
+  RK_DYNAMIC_SHARED(double, shared);
+  double* const values = kHeap ? t.args.list_values + blockIdx.x * list_words(t.args) : shared;
+  int32_t* const indices = kHeap ? t.args.list_index + blockIdx.x * list_words(t.args)
+                                 : reinterpret_cast<int32_t*>(shared + mine * kThreads);
+  int32_t* const counts = kHeap ? reinterpret_cast<int32_t*>(shared) : indices + mine * kThreads;
   const int me = static_cast<int>(threadIdx.x);
   Best best{values + me, indices + me, kThreads, 0};
-  double least = __builtin_inf();
-  for (int r = 0; t.there() && r < k; ++r) {
+  const double range = t.dual ? __builtin_inf() : t.gamma * t.b;
+  double least = __builtin_inf(), top = nothing();
+  for (int r = 0; t.there() && r < most; ++r) {
     const int32_t last = t.args.index[t.place() * k + r];
+    if (kHeap && last < 0) {  // and none after it
+      least = nothing();
+      break;
+    }
     double x = nothing();
     if (last >= 0)
       x = entry_at(row_potential(t.alpha, t.a, last),
                    static_cast<double>(widen(t.cost[last * t.args.columns + t.j])), t.shift);
     least = x < least ? x : least;
+    if constexpr (kHeap) top = x > top ? x : top;
   }
   least = t.dual && !(least > 0.0) ? 0.0 : least;
   C bound = filter_bound<C>(least - t.shift, t.largest);
+  const auto raise = [&](C other) { bound = other > bound ? other : bound; };
+  if (kHeap && !t.dual) raise(filter_bound<C>(top - range, t.largest + range));
   bool bad = false;
   t.scan([&] { return bound; },
          [&](int64_t i, double x) {
            const auto row = static_cast<int32_t>(i);
-           if (!enters(best, k, x, row)) {
+           if (!(kHeap ? enters_heap(best, mine, x, row) : enters(best, mine, x, row))) {
              bad = bad || is_nan(x);
              return;
            }
            if (t.dual && !(x > 0.0)) return;
            bad = bad || x == __builtin_inf();
-           insert_best(best, k, x, row);
-           if (best.count == k) {
-             const C own = filter_bound<C>(best.value[(k - 1) * kThreads] - t.shift, t.largest);
-             bound = own > bound ? own : bound;
+           if constexpr (kHeap) {
+             if (falls_short(x, top, range)) return;
+             insert_heap(best, mine, x, row);
+             if (x > top) {
+               top = x;
+               if (!t.dual) raise(filter_bound<C>(top - range, t.largest + range));
+             }
+           } else {
+             insert_best(best, mine, x, row);
+           }
+           if (best.count == mine) {
+             const double last = best.value[kHeap ? 0 : (mine - 1) * kThreads];
+             raise(filter_bound<C>(last - t.shift, t.largest));
            }
          });
-  // The lists of the stripes go into the first one's.
+  // The lists of the stripes go into the first one's, or into the column's.
   counts[me] = bad ? -1 : best.count;
   __syncthreads();
   if (me < kLanes && t.there()) {
-    for (int other = me + kLanes; other < kThreads; other += kLanes) {
+    if constexpr (kHeap)
+      best = {values + mine * kThreads + me, indices + mine * kThreads + me, kLanes, 0};
+    for (int other = kHeap ? me : me + kLanes; other < kThreads; other += kLanes) {
       bad = bad || counts[other] < 0;
       for (int r = 0; r < counts[other]; ++r) {
         const double x = values[other + r * kThreads];
         const int32_t row = indices[other + r * kThreads];
-        if (!enters(best, k, x, row)) break;
-        insert_best(best, k, x, row);
+        if constexpr (kHeap) {
+          if (falls_short(x, top, range)) continue;
+          if (enters_heap(best, most, x, row)) insert_heap(best, most, x, row);
+          top = x > top ? x : top;
+        } else {
+          if (!enters(best, most, x, row)) break;
+          insert_best(best, most, x, row);
+        }
       }
     }
+    if constexpr (kHeap) sort_heap(best, top, range);
     t.keep(t.dual ? cap_best(best, t.b, t.gamma) : project_best(best, t.b, t.gamma), bad);
     for (int r = 0; r < k; ++r) {
       const bool there = r < best.count;
-      const int32_t row = there ? indices[me + r * kThreads] : -1;
-      const double p = there ? values[me + r * kThreads] : 0.0;
+      const int32_t row = there ? best.index[r * best.stride] : -1;
+      const double p = there ? best.value[r * best.stride] : 0.0;
       t.args.index[t.place() * k + r] = row;
       t.args.entries[t.place() * k + r] = p;
       if (p > 0.0) t.add_row(row, p);
@@ -296,7 +329,7 @@ __device__ __forceinline__ void projected_entries(const Column<T>& t) {
   __syncthreads();
 }
 
-enum class Entries { best, capped, grouped, projected };
+enum class Entries { few, many, capped, grouped, projected };
 
 template <typename T, Entries kEntries>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -306,8 +339,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t problem = task / tiles;
     if (!finished && args.state[problem].done != 0) continue;
     const Column<T> t = column_of<T>(args, problem, task % tiles);
-    if constexpr (kEntries == Entries::best)
-      best_entries(t);
+    if constexpr (kEntries == Entries::few)
+      best_entries<false>(t);
+    else if constexpr (kEntries == Entries::many)
+      best_entries<true>(t);
     else if constexpr (kEntries == Entries::capped)
       capped_entries(t);
     else if constexpr (kEntries == Entries::grouped)
@@ -334,12 +369,14 @@ __global__ void __launch_bounds__(kTeamLanes) sparse_stage_kernel(SparseTranspor
 template <typename T, Entries kEntries>
 void solve(const SparseTransportArgs& args, cudaStream_t stream) {
   const int64_t tiles = ceil_div(args.columns, int64_t{kLanes});
-  const int64_t grid = grid_blocks(tiles * args.batch, kBlocksPerSm);
+  constexpr bool kFew = kEntries == Entries::few, kMany = kEntries == Entries::many;
+  const int64_t all = grid_blocks(tiles * args.batch, kBlocksPerSm);
+  const int64_t grid = kMany ? least_of(all, args.list_blocks) : all;
   const int64_t teams = grid_blocks(args.batch, kBlocksPerSm);
   // A list for each thread, and its length.
-  const int64_t list = args.k * static_cast<int64_t>(sizeof(double) + sizeof(int32_t));
+  const int64_t list = kFew ? args.k * static_cast<int64_t>(sizeof(double) + sizeof(int32_t)) : 0;
   const int64_t length = sizeof(int32_t);
-  const int64_t shared = kEntries == Entries::best ? kThreads * (list + length) : 0;
+  const int64_t shared = kFew || kMany ? kThreads * (list + length) : 0;
   const auto evaluate = [&](bool finished) {
     RK_LAUNCH((sparse_evaluate_kernel<T, kEntries>), grid, kThreads,
               large_shared(static_cast<std::size_t>(shared)), stream, args, finished);
@@ -361,7 +398,8 @@ void sparse_transport(const SparseTransportArgs& args, Context context) {
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (args.mu != nullptr) return solve<T, Entries::grouped>(args, stream);
-    if (args.k > 0) return solve<T, Entries::best>(args, stream);
+    if (args.k > kSortedEntries) return solve<T, Entries::many>(args, stream);
+    if (args.k > 0) return solve<T, Entries::few>(args, stream);
     if (args.method == SparseMethod::dual) return solve<T, Entries::capped>(args, stream);
     solve<T, Entries::projected>(args, stream);
   });

@@ -33,10 +33,11 @@
 
 namespace regkern::transport {
 
-constexpr int kHistory = 8;      // pairs of the quasi-Newton matrix
-constexpr int kTeamLanes = 128;  // of its sums
-constexpr int kMostEntries = 16;
-constexpr int kRowStripes = 8;  // row i of a column adds to stripe i mod 8
+constexpr int kHistory = 8;         // pairs of the quasi-Newton matrix
+constexpr int kTeamLanes = 128;     // of its sums
+constexpr int kRowStripes = 8;      // row i of a column adds to stripe i mod 8
+constexpr int kSortedEntries = 16;  // lists of more than these are heaps
+constexpr int kBlockColumns = 32;   // of a GPU's block
 
 enum class SparseMethod { dual, semi_dual };
 
@@ -78,6 +79,10 @@ struct SparseTransportArgs {
   int8_t* status;
   int32_t* index;   // (columns, k), −1 where there is none
   double* entries;  // (columns, k)
+  // Of more than kSortedEntries, on a GPU: lists of so many blocks, list_words of each.
+  double* list_values;
+  int32_t* list_index;
+  int64_t list_blocks;
   // Of groups: μ (batch), or null; the rows one group after the other, and where each of the
   // `rows` groups, most of which may be empty, begins and ends (rows + 1).
   const double* mu;
@@ -86,6 +91,21 @@ struct SparseTransportArgs {
 
 REGKERN_HD int64_t variables_of(const SparseTransportArgs& args) {
   return args.method == SparseMethod::dual ? args.rows + args.columns : args.rows;
+}
+
+REGKERN_HD int64_t least_of(int64_t x, int64_t y) { return x < y ? x : y; }
+
+// How many entries a column can have, and a stripe of its rows.
+REGKERN_HD int64_t entries_of(const SparseTransportArgs& args) {
+  return least_of(args.k, args.rows);
+}
+REGKERN_HD int64_t stripe_entries_of(const SparseTransportArgs& args) {
+  return least_of(args.k, (args.rows + kRowStripes - 1) / kRowStripes);
+}
+
+// A list for each stripe of a block's columns, and one for each column.
+REGKERN_HD int64_t list_words(const SparseTransportArgs& args) {
+  return kBlockColumns * (kRowStripes * stripe_entries_of(args) + entries_of(args));
 }
 
 enum SparseVector { kPoint, kGradient, kDirection, kTrial, kTrialGradient, kSteps };
@@ -116,7 +136,7 @@ REGKERN_HD C filter_bound(double bound, double largest) {
   return static_cast<C>(bound - 4.0 * ulp * size);
 }
 
-// The k largest of a column, the largest first; of equal ones the first row first.
+// The k largest of a column. In the end the largest is first, and of equal ones the first row.
 struct Best {
   double* value;
   int32_t* index;
@@ -124,6 +144,11 @@ struct Best {
   int count;
 };
 
+REGKERN_HD bool comes_before(double x, int32_t i, double y, int32_t j) {
+  return x > y || (x == y && i < j);
+}
+
+// A list that is sorted all the time.
 REGKERN_HD void insert_best(Best& best, int k, double x, int32_t i) {
   int at = best.count < k ? best.count++ : k - 1;
   for (; at > 0; --at) {
@@ -140,6 +165,78 @@ REGKERN_HD bool enters(const Best& best, int k, double x, int32_t i) {
   if (best.count < k) return x > nothing();
   const double last = best.value[(k - 1) * best.stride];
   return x > last || (x == last && i < best.index[(k - 1) * best.stride]);
+}
+
+// The same list as a heap, where the children of r are 2 r + 1 and 2 r + 2 and come before it: the
+// last of all is at the root. The order is total, so what is kept does not depend on the path.
+
+// From the root of the first `count` down.
+REGKERN_HD void sift_down(Best& best, int count, double x, int32_t i) {
+  int at = 0;
+  for (int child = 1; child < count; child = 2 * at + 1) {
+    double y = best.value[child * best.stride];
+    int32_t j = best.index[child * best.stride];
+    if (child + 1 < count) {
+      const double z = best.value[(child + 1) * best.stride];
+      const int32_t l = best.index[(child + 1) * best.stride];
+      if (comes_before(y, j, z, l)) {
+        y = z;
+        j = l;
+        ++child;
+      }
+    }
+    if (!comes_before(x, i, y, j)) break;
+    best.value[at * best.stride] = y;
+    best.index[at * best.stride] = j;
+    at = child;
+  }
+  best.value[at * best.stride] = x;
+  best.index[at * best.stride] = i;
+}
+
+REGKERN_HD void insert_heap(Best& best, int k, double x, int32_t i) {
+  if (best.count == k) return sift_down(best, k, x, i);
+  int at = best.count++;
+  while (at > 0) {
+    const int parent = (at - 1) / 2;
+    const double y = best.value[parent * best.stride];
+    const int32_t j = best.index[parent * best.stride];
+    if (!comes_before(y, j, x, i)) break;
+    best.value[at * best.stride] = y;
+    best.index[at * best.stride] = j;
+    at = parent;
+  }
+  best.value[at * best.stride] = x;
+  best.index[at * best.stride] = i;
+}
+
+REGKERN_HD bool enters_heap(const Best& best, int k, double x, int32_t i) {
+  if (best.count < k) return x > nothing();
+  return comes_before(x, i, best.value[0], best.index[0]);
+}
+
+// Below the largest x of a column by γ b or more an entry is 0: a heap need not have it. The dual
+// has no such bound.
+REGKERN_HD bool falls_short(double x, double top, double range) {
+  return x < top && x - top <= -range;
+}
+
+// Without what falls short, sorted.
+REGKERN_HD void sort_heap(Best& best, double top, double range) {
+  const int held = best.count;
+  best.count = 0;
+  for (int r = 0; r < held; ++r) {
+    const double x = best.value[r * best.stride];
+    const int32_t i = best.index[r * best.stride];
+    if (!falls_short(x, top, range)) insert_heap(best, held, x, i);
+  }
+  for (int last = best.count - 1; last > 0; --last) {
+    const double x = best.value[last * best.stride];
+    const int32_t i = best.index[last * best.stride];
+    best.value[last * best.stride] = best.value[0];
+    best.index[last * best.stride] = best.index[0];
+    sift_down(best, last, x, i);
+  }
 }
 
 struct ColumnSums {

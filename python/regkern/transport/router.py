@@ -52,7 +52,7 @@ def sparse_route(
     scores : Tensor
         (..., T, E): float32, float64, bfloat16 or float16. Differentiable.
     k : int
-        At most 16.
+        At most so many experts of a token.
     gamma : float or Tensor
         γ > 0: a number or a 0-d tensor. As it goes to 0 a token goes to one expert; as it grows its
         weights become equal. Differentiable.

@@ -16,7 +16,7 @@ from regkern._registration import compute_dtype, function_apply, once_only, regi
 from regkern.transport.arguments import check_mass, number_of, weights_of
 
 METHODS = ("semi_dual", "dual")
-MOST_ENTRIES = 16
+_MOST_ENTRIES = 2**22
 
 # ---- raw op: fake kernel and autograd ----
 
@@ -362,7 +362,7 @@ def sparse_transport(
     gamma : float or Tensor
         γ > 0: a number, a 0-d tensor, or one per problem. Plans have more entries as it grows.
     k : int, optional
-        At most so many entries in each column, up to 16; ``None``: quadratic regularisation alone.
+        At most so many entries in each column; ``None``: quadratic regularisation alone.
     method : str, optional
         ``"semi_dual"``: columns of the plan sum to b exactly; the default with k. ``"dual"``: the
         cheaper evaluation where k is None, and the default then.
@@ -420,10 +420,8 @@ def sparse_transport(
     if k is not None:
         if isinstance(k, bool) or not isinstance(k, int):
             raise TypeError(f"regkern.{op}: expected `k` to be an int or None, got {k!r}")
-        if not 1 <= k <= MOST_ENTRIES:
-            raise ValueError(
-                f"regkern.{op}: expected `k` from 1 to {MOST_ENTRIES}, or None, got {k}"
-            )
+        if not 1 <= k < _MOST_ENTRIES:
+            raise ValueError(f"regkern.{op}: expected `k` from 1 to below 2^22, or None, got {k}")
     if method is None:
         method = "dual" if k is None else "semi_dual"
     checks.one_of(op, "method", method, METHODS)
