@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from recording import Recorder, replay
 from regkern.reference.transport import exact as exact_reference
 from regkern.reference.transport import sparse as reference
 from regkern.transport.exact import assignment, transport_1d, wasserstein_1d
@@ -486,3 +487,18 @@ def test_gradient_of_the_marginal_of_columns_of_one_entry() -> None:
     a = torch.tensor([0.6, 0.4], dtype=torch.float64, requires_grad=True)
     b = torch.tensor([0.3, 0.2, 0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(value, (a, b), atol=1e-5, rtol=1e-3)
+
+
+def test_same_bits_in_the_emulator(emulator: Any) -> None:
+    """Of costs that are no numbers, too: a column's list has what the others have."""
+    torch.ops.load_library(str(emulator))
+    with Recorder() as recorder:
+        for method in ("semi_dual", "dual"):
+            for k in (4, 20):
+                cost = draw(2, 40, 9, salt=k)
+                cost[0, 3, 2], cost[0, 5, 4], cost[0, 11, 6] = math.nan, -INF, INF
+                sparse_transport(cost, weights(40), weights(9), 0.05, k=k, method=method)
+    expected, emulated = (replay(recorder.calls, name) for name in ("regkern", "regkern_emulator"))
+    assert expected
+    for a, b in zip(expected, emulated, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)

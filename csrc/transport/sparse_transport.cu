@@ -151,14 +151,16 @@ __device__ __forceinline__ void best_entries(const Column<T>& t) {
            }
          });
   // The lists of the stripes go into the first one's, or into the column's.
-  counts[me] = bad ? -1 : best.count;
+  counts[me] = bad ? ~best.count : best.count;
   __syncthreads();
   if (me < kLanes && t.there()) {
     if constexpr (kHeap)
       best = {values + mine * kThreads + me, indices + mine * kThreads + me, kLanes, 0};
     for (int other = kHeap ? me : me + kLanes; other < kThreads; other += kLanes) {
-      bad = bad || counts[other] < 0;
-      for (int r = 0; r < counts[other]; ++r) {
+      const bool wrong = counts[other] < 0;
+      const int count = wrong ? ~counts[other] : counts[other];
+      bad = bad || wrong;
+      for (int r = 0; r < count; ++r) {
         const double x = values[other + r * kThreads];
         const int32_t row = indices[other + r * kThreads];
         if constexpr (kHeap) {
