@@ -15,8 +15,10 @@ from torch.nn.grad import conv2d_weight
 from regkern import _checks as checks
 from regkern._registration import compute_dtype
 from regkern.proximal.thresholds import top_k_mask
-from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.convolutions import _around, _pair
+from regkern.sparse.pattern import SparsePattern, check_pattern
 from regkern.sparse.places import places_of
+from regkern.sparse.products import _flat
 
 #: Scores that are there at a time: 2 MiB of float32.
 _PANEL = 2**19
@@ -44,10 +46,8 @@ class Candidates(NamedTuple):
 
 def check_free(op: str, name: str, k: object, pattern: object) -> None:
     """A number of places that a pattern has free."""
-    if not isinstance(pattern, SparsePattern):
-        raise TypeError(
-            f"regkern.{op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
-        )
+    check_pattern(op, pattern)
+    assert isinstance(pattern, SparsePattern)
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"regkern.{op}: expected `{name}` to be an integer, got {k!r}")
     free = math.prod(pattern.shape) - pattern.nnz
@@ -138,20 +138,6 @@ def _distinct(end: int, count: int, generator: torch.Generator | None) -> Tensor
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
-def _flat(op: str, name: str, t: object, features: int, feature_major: bool) -> Tensor:
-    """(batch, features), in the dtype that sums are taken in."""
-    checks.floating(op, name, t)
-    assert isinstance(t, Tensor)
-    place = 0 if feature_major else -1
-    if t.dim() < 1 or t.shape[place] != features:
-        raise ValueError(
-            f"regkern.{op}: expected `{name}` of {features} features in dimension {place}, got "
-            f"{tuple(t.shape)}"
-        )
-    t = t.movedim(0, -1) if feature_major else t
-    return t.reshape(math.prod(t.shape[:-1]), features).to(compute_dtype(t))
-
-
 def _added(panel: Callable[[Tensor, Tensor, int, int], Tensor], pairs: Pairs) -> Panels:
     def panels(first: int, end: int) -> Tensor:
         total = panel(*pairs[0], first, end)
@@ -170,8 +156,12 @@ def linear_candidates(
     check_free(op, "k", k, pattern)
     flat = []
     for g, x in pairs:
-        rows = _flat(op, "g", g, pattern.shape[0], feature_major)
-        columns = _flat(op, "x", x, pattern.shape[1], feature_major)
+        rows, columns = (
+            _flat(op, name, t, features, feature_major).to(compute_dtype(t))
+            for name, t, features in (("g", g, pattern.shape[0]), ("x", x, pattern.shape[1]))
+        )
+        if feature_major:
+            rows, columns = rows.t(), columns.t()
         for name, t in (("g", rows), ("x", columns)):
             checks.on_device(op, name, t, pattern.index)
         if rows.shape[0] != columns.shape[0] or rows.dtype != columns.dtype:
@@ -232,37 +222,6 @@ def grow_candidates(
     return linear_candidates("grow_candidates", [(g, x)], pattern, k, feature_major)
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    height, width = value
-    return height, width
-
-
-def _padded(
-    x: Tensor,
-    padding: int | str | Sequence[int],
-    kernel: tuple[int, int],
-    dilation: tuple[int, int],
-    mode: str,
-) -> Tensor:
-    """With all the padding that a convolution has: (height, width), or left, right, top, bottom."""
-    if padding == "valid":
-        return x
-    if padding == "same":
-        sides = []
-        for size, gap in zip(reversed(kernel), reversed(dilation), strict=True):
-            total = gap * (size - 1)
-            sides += [total // 2, total - total // 2]
-    elif not isinstance(padding, int | str) and len(padding) == 4:
-        sides = list(padding)
-    else:
-        assert not isinstance(padding, str)
-        height, width = _pair(padding)
-        sides = [width, width, height, height]
-    return F.pad(x, sides, mode="constant" if mode == "zeros" else mode)
-
-
 @torch.no_grad()
 def conv_candidates(
     op: str,
@@ -278,7 +237,9 @@ def conv_candidates(
 ) -> Candidates:
     """Of the sum of the gradients of several calls, each an output's gradient and an input."""
     check_free(op, "k", k, pattern)
-    kernel, strides, dilations = _pair(kernel_size), _pair(stride), _pair(dilation)
+    kernel = _pair(op, "kernel_size", kernel_size, 1)
+    strides, dilations = _pair(op, "stride", stride, 1), _pair(op, "dilation", dilation, 1)
+    top, bottom, left, right = _around(op, padding, kernel, strides, dilations)
     rows, columns = pattern.shape
     area = math.prod(kernel)
     if groups < 1 or rows % groups or columns % max(1, area):
@@ -297,7 +258,8 @@ def conv_candidates(
                     f"regkern.{op}: expected `{name}` of shape (batch, {wanted}, height, width), "
                     f"got {tuple(t.shape)}"
                 )
-        wide = _padded(x.to(compute_dtype(x)), padding, kernel, dilations, padding_mode)
+        mode = "constant" if padding_mode == "zeros" else padding_mode
+        wide = F.pad(x.to(compute_dtype(x)), (left, right, top, bottom), mode)
         sides = zip(wide.shape[2:], kernel, strides, dilations, strict=True)
         places = [(n - d * (size - 1) - 1) // step + 1 for n, size, step, d in sides]
         if tuple(g.shape) != (x.shape[0], rows, *places) or g.dtype != x.dtype:

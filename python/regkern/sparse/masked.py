@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply, register
-from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.pattern import SparsePattern, check_pattern
 from regkern.sparse.products import sddmm
 
 _write_ = register("sparse_write_", lambda *args: None)
@@ -103,10 +103,8 @@ def _check(op: str, weight: object, values: object, pattern: object) -> None:
     checks.floating(op, "values", values)
     assert isinstance(weight, Tensor)
     assert isinstance(values, Tensor)
-    if not isinstance(pattern, SparsePattern):
-        raise TypeError(
-            f"regkern.{op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
-        )
+    check_pattern(op, pattern)
+    assert isinstance(pattern, SparsePattern)
     checks.on_device(op, "values", values, weight)
     checks.on_device(op, "pattern", pattern.index, weight)
     if tuple(weight.shape if weight.dim() < 3 else weight.flatten(1).shape) != pattern.shape:

@@ -32,6 +32,24 @@ def _offsets(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def check_pattern(op: str, pattern: object) -> None:
+    """That it is one."""
+    if not isinstance(pattern, SparsePattern):
+        raise TypeError(
+            f"regkern.{op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
+        )
+
+
+def _both_views(
+    offsets: Tensor, index: Tensor, row: Tensor, columns: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of entries in order, int32: as :meth:`SparsePattern.tensors` has them."""
+    # Entries are in the order of rows: a stable sort by columns is one by columns and rows.
+    by_column, order = torch.sort(index, stable=True)
+    ends = torch.arange(columns + 1, dtype=index.dtype, device=index.device)
+    return offsets, index, torch.searchsorted(by_column, ends), row[order], order.int()
+
+
 class SparsePattern:
     r"""The places of the entries of a sparse matrix W (R, C).
 
@@ -85,16 +103,32 @@ class SparsePattern:
         row = torch.arange(rows, device=index.device).repeat_interleave(offsets.diff())
         if bool(((row[1:] == row[:-1]) & (index[1:] <= index[:-1])).any()):
             _fail("`index` that rises within each row", "one that does not")
-        self.shape = (rows, columns)
-        self.offsets = offsets.contiguous()
-        self.index = index.int().contiguous()
-        # Entries are in the order of rows: a stable sort by columns is one by columns and rows.
-        order = torch.sort(index, stable=True).indices
-        self.t_offsets = _offsets(torch.bincount(index, minlength=columns))
-        self.t_index = row[order].int()
-        self.t_order = order.int()
+        self._take(
+            (rows, columns),
+            *_both_views(offsets.contiguous(), index.int().contiguous(), row.int(), columns),
+        )
+
+    def _take(
+        self,
+        shape: tuple[int, int],
+        offsets: Tensor,
+        index: Tensor,
+        t_offsets: Tensor,
+        t_index: Tensor,
+        t_order: Tensor,
+    ) -> None:
+        self.shape = shape
+        self.offsets, self.index = offsets, index
+        self.t_offsets, self.t_index, self.t_order = t_offsets, t_index, t_order
 
     # ---- where it comes from ----
+
+    @classmethod
+    def _known(cls, shape: tuple[int, int], *tensors: Tensor) -> SparsePattern:
+        """Of tensors that are those of a pattern: nothing is looked at again."""
+        made = cls.__new__(cls)
+        made._take(shape, *tensors)
+        return made
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> SparsePattern:
@@ -234,27 +268,18 @@ class SparsePattern:
 
     def transposed(self) -> SparsePattern:
         """That of the transpose; entry e of it is entry ``t_order[e]`` here."""
-        other = SparsePattern.__new__(SparsePattern)
-        other.shape = (self.shape[1], self.shape[0])
-        other.offsets, other.index = self.t_offsets, self.t_index
-        other.t_offsets, other.t_index = self.offsets, self.index
         inverse = torch.empty_like(self.t_order)
         inverse[self.t_order.long()] = torch.arange(
             self.nnz, dtype=inverse.dtype, device=inverse.device
         )
-        other.t_order = inverse
-        return other
+        shape = self.shape[1], self.shape[0]
+        return self._known(shape, self.t_offsets, self.t_index, self.offsets, self.index, inverse)
 
     def to(self, device: torch.device | str) -> SparsePattern:
         """The same pattern on another device."""
         if torch.device(device) == self.device:
             return self
-        other = SparsePattern.__new__(SparsePattern)
-        other.shape = self.shape
-        other.offsets, other.index = self.offsets.to(device), self.index.to(device)
-        other.t_offsets, other.t_index = self.t_offsets.to(device), self.t_index.to(device)
-        other.t_order = self.t_order.to(device)
-        return other
+        return self._known(self.shape, *(t.to(device) for t in self.tensors()))
 
     def __repr__(self) -> str:
         return (

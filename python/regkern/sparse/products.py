@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from regkern import _checks as checks
 from regkern._registration import Op, compute_dtype, register
-from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.pattern import SparsePattern, check_pattern
 
 #: What :func:`sparse_linear` knows to apply to its results.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
@@ -237,10 +237,8 @@ _backward.differentiable(_backward_setup, _backward_backward)
 
 
 def _check_pattern(op: str, pattern: object, x: Tensor) -> None:
-    if not isinstance(pattern, SparsePattern):
-        raise TypeError(
-            f"regkern.{op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
-        )
+    check_pattern(op, pattern)
+    assert isinstance(pattern, SparsePattern)
     checks.on_device(op, "pattern", pattern.index, x)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regkern import _checks as checks
 from regkern.proximal.thresholds import top_k_mask
 from regkern.sparse.growing import check_free, largest_free, random_free, where
-from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.pattern import SparsePattern, check_pattern
 from regkern.sparse.places import pattern_at, places_of
 
 
@@ -30,18 +30,11 @@ class PatternUpdate(NamedTuple):
     index_map: Tensor
 
 
-def _check_pattern(op: str, pattern: object) -> None:
-    if not isinstance(pattern, SparsePattern):
-        raise TypeError(
-            f"regkern.{op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
-        )
-
-
 def entry_map(old: SparsePattern, new: SparsePattern) -> Tensor:
     """For each entry of a pattern which one of another of its shape it is, or −1, int64 (nnz,)."""
     op = "entry_map"
-    _check_pattern(op, old)
-    _check_pattern(op, new)
+    check_pattern(op, old)
+    check_pattern(op, new)
     if old.shape != new.shape or old.device != new.device:
         raise ValueError(
             f"regkern.{op}: expected `new` of shape {old.shape} on {old.device}, got {new.shape} "
@@ -93,7 +86,7 @@ def prune(
     Values are read 4 times for the threshold; the pattern is made in two sorts of int32.
     """
     op = "prune"
-    _check_pattern(op, pattern)
+    check_pattern(op, pattern)
     checks.floating(op, "values", values)
     checks.on_device(op, "values", values, pattern.index)
     if tuple(values.shape) != (pattern.nnz,):
@@ -113,7 +106,7 @@ def grow_at(pattern: SparsePattern, places: Tensor) -> PatternUpdate:
         For places that are out of range, there twice, or have an entry.
     """
     op = "grow_at"
-    _check_pattern(op, pattern)
+    check_pattern(op, pattern)
     checks.tensor(op, "places", places)
     if places.dim() != 1 or places.is_floating_point() or places.dtype == torch.bool:
         raise TypeError(
@@ -309,7 +302,7 @@ def update_pattern(
             f"regkern.{op}: expected `module` to be a layer with a sparse weight, got "
             f"{type(module)}"
         )
-    _check_pattern(op, pattern)
+    check_pattern(op, pattern)
     pattern = pattern.to(values.device)
     old: Any = module.pattern
     if index_map is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, function_apply
-from regkern.transport.arguments import is_eager, once, problem_of, readable
+from regkern.transport.arguments import is_eager, once, pair_of, problem_of, readable
 from regkern.transport.dense import DenseCost, Potentials, Settings
 from regkern.transport.implicit import Engine, implicit, target, unrolled
 from regkern.transport.result import Given, Transport
@@ -102,14 +102,6 @@ def _weights(
     return weight.reshape(-1, size).contiguous()
 
 
-def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    if value is None:
-        return None, None
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"regkern.{_OP}: expected `{name}` to be a pair, got {value!r}")
-    return value[0], value[1]
-
-
 def _settings(
     tol: float | None,
     max_iter: int,
@@ -140,7 +132,7 @@ def _settings(
 
 def _start(init: Init | None, shape: tuple[int, int, int]) -> tuple[Tensor | None, Tensor | None]:
     batch, n, m = shape
-    f, g = (init.f, init.g) if isinstance(init, Transport) else _pair("init", init)
+    f, g = (init.f, init.g) if isinstance(init, Transport) else pair_of(_OP, "init", init)
     for name, t, size in (("f", f, n), ("g", g, m)):
         if t is not None and (t.shape[-1:] != (size,) or t.numel() != batch * size):
             _fail(f"`init` with {name} of {batch} x {size} elements", tuple(t.shape))
@@ -409,7 +401,9 @@ def sinkhorn(
     # All of it in one kernel, which does not need what is the same for all.
     small = envelope and cost is not None and storage is None and scaling is None
     small = small and is_small(like, settings, None)
-    (mask_a, mask_b), (many_a, many_b) = _pair("mask", mask), _pair("lengths", lengths)
+    (mask_a, mask_b), (many_a, many_b) = (
+        pair_of(_OP, name, pair) for name, pair in (("mask", mask), ("lengths", lengths))
+    )
     chosen = any(t is not None for t in (a, b, mask, lengths, rho)) or isinstance(eps, Tensor)
     given_a = any(t is not None for t in (a, mask_a, many_a))
     given_b = any(t is not None for t in (b, mask_b, many_b))

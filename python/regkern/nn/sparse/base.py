@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regkern import _checks as checks
 from regkern.proximal.thresholds import top_k_mask
-from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.pattern import SparsePattern, check_pattern
 
 _BUFFERS = ("offsets", "index", "t_offsets", "t_index", "t_order")
 # What of a pattern is saved: the rest follows from it.
@@ -147,10 +147,8 @@ class SparseLayer(nn.Module):
                 bias.copy_(self.bias)
 
     def _check_pattern(self, pattern: object) -> None:
-        if not isinstance(pattern, SparsePattern):
-            raise TypeError(
-                f"regkern.{self._op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
-            )
+        check_pattern(self._op, pattern)
+        assert isinstance(pattern, SparsePattern)
         if pattern.shape != self._matrix_shape:
             raise ValueError(
                 f"regkern.{self._op}: expected `pattern` of shape {self._matrix_shape}, got "
@@ -172,11 +170,8 @@ class SparseLayer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseLayer:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        moved = SparsePattern.__new__(SparsePattern)
-        moved.shape = self._pattern.shape
-        for name in _BUFFERS:
-            setattr(moved, name, getattr(self, name))
-        self._pattern = moved
+        tensors = (getattr(self, name) for name in _BUFFERS)
+        self._pattern = SparsePattern._known(self._pattern.shape, *tensors)
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:

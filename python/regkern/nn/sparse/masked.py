@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from regkern import _checks as checks
 from regkern.nn.sparse.base import SparseLayer, entries_of
 from regkern.sparse.masked import masked_linear, write_entries_
-from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.pattern import SparsePattern, check_pattern
 from regkern.sparse.updates import entry_map
 
 _FORMS = ("entries", "delta")
@@ -76,10 +76,8 @@ class MaskedLinear(SparseLayer):
             raise TypeError(
                 f"regkern.{self._op}: expected `linear` to be a torch.nn.Linear, got {type(linear)}"
             )
-        if not isinstance(pattern, SparsePattern):
-            raise TypeError(
-                f"regkern.{self._op}: expected `pattern` to be a SparsePattern, got {type(pattern)}"
-            )
+        check_pattern(self._op, pattern)
+        assert isinstance(pattern, SparsePattern)
         weight = linear.weight.detach()
         dtype = weight.dtype if dtype is None else dtype
         if dtype != weight.dtype and (dtype != torch.float32 or weight.dtype == torch.float64):
