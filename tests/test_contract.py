@@ -332,6 +332,7 @@ RECORDERS = (
     "test_proximal_groups",
     "test_proximal_optim",
     "test_quantize_optim",
+    "test_sparse_conv",
     "test_transport_normalize",
     "test_transport_points_engines",
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import Call, Recorder
 from regkern.sparse import SparsePattern
 from regkern.sparse.convolutions import sparse_conv1d, sparse_conv2d
 from torch import Tensor
@@ -23,6 +24,25 @@ def _normal(*shape: int, salt: int = 0) -> Tensor:
 def _pattern(outputs: int, columns: int, share: float = 0.3, salt: int = 0) -> SparsePattern:
     generator = torch.Generator().manual_seed(salt)
     return SparsePattern.from_mask(torch.rand(outputs, columns, generator=generator) < share)
+
+
+def record() -> list[Call]:
+    """One derivative at a time, which the samples, that want both, do not ask for."""
+    pattern = _pattern(6, 18)
+    shapes = {"x": (18, 4, 7, 9), "values": (pattern.nnz,)}
+    with Recorder() as recorder:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for wanted in shapes:
+                given = {
+                    name: _normal(*shape).to(dtype).requires_grad_(name == wanted)
+                    for name, shape in shapes.items()
+                }
+                for stride, padding in ((1, "same"), ((2, 3), (0, 2, 1, 0))):
+                    y = sparse_conv2d(
+                        **given, pattern=pattern, stride=stride, padding=padding, groups=2
+                    )
+                    y.square().sum().backward()
+    return recorder.calls
 
 
 def _agree(
