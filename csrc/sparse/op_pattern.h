@@ -11,9 +11,12 @@ struct Pattern {
   SparseView by_rows, by_columns;
 };
 
+// The views that an op follows: the places in others are not looked at.
+enum class Views { rows, columns, both };
+
 inline Pattern pattern_of(const Checks& check, const Tensor& like, const Tensor& offsets,
                           const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
-                          const Tensor& t_order) {
+                          const Tensor& t_order, Views views = Views::both) {
   const auto list = [&](const Tensor& t, const char* name, ScalarType type, const char* text) {
     check.same_device(t, name, like);
     check.dtype(t, name, type, text);
@@ -41,7 +44,8 @@ inline Pattern pattern_of(const Checks& check, const Tensor& like, const Tensor&
                   const_data<int32_t>(p.t_order)};
   check_offsets(check, p.offsets, "offsets", nnz);
   check_offsets(check, p.t_offsets, "t_offsets", nnz);
-  check_indices<int32_t>(check, p.index, "index", columns);
+  if (views != Views::columns) check_indices<int32_t>(check, p.index, "index", columns);
+  if (views == Views::rows) return p;
   check_indices<int32_t>(check, p.t_index, "t_index", rows);
   check_indices<int32_t>(check, p.t_order, "t_order", nnz);
   return p;

@@ -88,7 +88,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& values, const MaybeTensor& b
                      bool feature_major) {
   const Checks check("sparse_linear");
   const Activation kind = activation_of(check, activation);
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern pattern =
+      pattern_of(check, x, offsets, index, t_offsets, t_index, t_order, Views::rows);
   return multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major);
 }
 
@@ -100,7 +101,8 @@ std::tuple<Tensor, Tensor> sparse_linear_activated(const Tensor& x, const Tensor
                                                    const Tensor& t_order, bool feature_major) {
   const Checks check("sparse_linear_activated");
   const Activation kind = activation_of(check, activation);
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern pattern =
+      pattern_of(check, x, offsets, index, t_offsets, t_index, t_order, Views::rows);
   Tensor z;
   const Tensor y =
       multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major, &z);
@@ -111,7 +113,8 @@ Tensor sparse_linear_t(const Tensor& g, const Tensor& values, const Tensor& offs
                        const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
                        const Tensor& t_order, bool feature_major) {
   const Checks check("sparse_linear_t");
-  const Pattern pattern = pattern_of(check, g, offsets, index, t_offsets, t_index, t_order);
+  const Pattern pattern =
+      pattern_of(check, g, offsets, index, t_offsets, t_index, t_order, Views::columns);
   return multiply(check, "g", g, values, pattern, pattern.by_columns, std::nullopt,
                   Activation::none, feature_major);
 }
@@ -149,7 +152,8 @@ Tensor sddmm(const Tensor& g, const Tensor& x, const Tensor& offsets, const Tens
              const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
              bool feature_major) {
   const Checks check("sddmm");
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern pattern =
+      pattern_of(check, x, offsets, index, t_offsets, t_index, t_order, Views::columns);
   Tensor dvalues;
   sample(check, g, x, nullptr, pattern, feature_major, nullptr, &dvalues);
   return dvalues;
@@ -161,7 +165,8 @@ std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& g, const Tensor&
                                                   const Tensor& t_index, const Tensor& t_order,
                                                   bool feature_major) {
   const Checks check("sparse_linear_backward");
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const Pattern pattern =
+      pattern_of(check, x, offsets, index, t_offsets, t_index, t_order, Views::columns);
   const Dtype dtype = check.floating(x, "x");
   const Tensor w = check_numbers(check, values, "values", pattern.by_rows.nnz, x, dtype);
   const Tensor dx = new_tensor(x, sizes_of(x), x.scalar_type());

@@ -18,7 +18,7 @@ constexpr int64_t kPieceEntries = int64_t{1} << 13;
 // Few entries are as many pieces all the same, for as many threads, if these do not get too small.
 constexpr int64_t kLeastPieces = 16, kLeastEntries = int64_t{1} << 11;
 // How far ahead of an entry the vectors that it needs are asked for.
-constexpr int64_t kAhead = 12;
+constexpr int64_t kAhead = 8;
 
 // (tile, kSquare features) ← x, whose element (b, f) is at b · row + f.
 template <typename T, typename C>
@@ -268,7 +268,7 @@ inline void multiply_entries(const C* x, const C* const* g, const C* values, C* 
   constexpr int kLaneRegisters = kBatchLanes / kWidth;
   Register<C> weights[kMany], lanes[kMany][kLaneRegisters];
   for (int j = 0; j < kMany; ++j) {
-    if (kDx) weights[j] = Register<C>{} + values[j];
+    if (kDx) weights[j] = values[j] - Register<C>{};
     for (int v = 0; v < kLaneRegisters; ++v) lanes[j][v] = Register<C>{};
   }
 #pragma GCC unroll 1
@@ -287,18 +287,17 @@ inline void multiply_entries(const C* x, const C* const* g, const C* values, C* 
   for (int j = 0; j < kMany; ++j) fold_to_quad<C>(lanes[j], quads[j]);
 }
 
-// Of one row of the view and one tile, the entries from `begin` on whose index is below `limit`:
-// dvalues_e += <x, g_e>, and dx += Σ_e w_e g_e. The first entry that is left. Entries from `known`
-// on are not looked ahead to.
+// Of one row of the view and one tile: dvalues_e += <x, g_e>, and dx += Σ_e w_e g_e. Entries from
+// `known` on are not looked ahead to.
 template <int BT, typename C, bool kDx>
-inline int64_t both_of_row(const C* x, const C* tile, int64_t pitch, const int32_t* index,
-                           const C* values, int64_t begin, int64_t end, int64_t limit,
-                           int64_t known, C* dvalues, C* dx) {
+inline void both_of_row(const C* x, const C* tile, int64_t pitch, const int32_t* index,
+                        const C* values, int64_t begin, int64_t end, int64_t known, C* dvalues,
+                        C* dx) {
   constexpr int kMany = kTogether<C>;
   alignas(64) C quads[kQuad][kQuad];
   const C* g[kQuad];
   int64_t e = begin;
-  for (; e + kQuad <= end && index[e + kQuad - 1] < limit; e += kQuad) {
+  for (; e + kQuad <= end; e += kQuad) {
     for (int j = 0; j < kQuad; ++j) g[j] = tile + index[e + j] * pitch;
     if (e + kAhead + kQuad <= known)
       for (int j = 0; j < kQuad; ++j) prefetch<BT>(tile + index[e + kAhead + j] * pitch);
@@ -306,33 +305,17 @@ inline int64_t both_of_row(const C* x, const C* tile, int64_t pitch, const int32
       multiply_entries<BT, C, kDx, kMany>(x, g + j, kDx ? values + e + j : nullptr, dx, quads + j);
     add_quads(quads, dvalues + e);
   }
-  for (; e < end && index[e] < limit; ++e) {
+  for (; e < end; ++e) {
     g[0] = tile + index[e] * pitch;
     if (e + kAhead < known) prefetch<BT>(tile + index[e + kAhead] * pitch);
     multiply_entries<BT, C, kDx, 1>(x, g, kDx ? values + e : nullptr, dx, quads);
     dvalues[e] += (quads[0][0] + quads[0][2]) + (quads[0][1] + quads[0][3]);
   }
-  return e;
 }
 
-// Where a tile of all features of g is larger than this, it is gone through in panels of features
-// that stay in the second cache, if rows have enough entries in one to be worth coming back to. The
-// order of sums is that of the entries either way. (Of a sum over entries alone, where nothing else
-// is computed from a vector meanwhile, panels make no difference.)
-constexpr int64_t kPanelBytes = int64_t{1} << 18, kPanelEntries = 32;
-// Rows that are gone through together, panel by panel.
-constexpr int64_t kPanelRows = 1024;
-// Pieces that a thread takes at once then, so that it reads a panel for many entries.
-constexpr int64_t kPanelPieces = 4;
-
-// Features of a panel.
-int64_t panel_width(const SparseView& view, int64_t feature_bytes) {
-  int64_t width = kPanelBytes / feature_bytes;
-  const double density = static_cast<double>(view.nnz) /
-                         (static_cast<double>(view.rows) * static_cast<double>(view.columns));
-  while (width < view.columns && density * static_cast<double>(width) < kPanelEntries) width *= 2;
-  return 2 * view.columns <= 3 * width ? view.columns : width;
-}
+// Entries of a feature of g that a thread takes at once, about. Those of one feature are side by
+// side in the order of the values, and a line of the cache is to be fetched for all that it holds.
+constexpr int64_t kLineEntries = 16;
 
 template <typename T, int BT, bool kDx>
 void sddmm_tiles(const SddmmArgs& args) {
@@ -341,16 +324,10 @@ void sddmm_tiles(const SddmmArgs& args) {
   const C* const values = static_cast<const C*>(args.values);
   C* const dvalues = static_cast<C*>(args.dvalues);
   T* const dx = static_cast<T*>(args.dx);
-  const int64_t width = panel_width(view, BT * static_cast<int64_t>(sizeof(C)));
-  const bool panels = width < view.columns;
   const int64_t tiles = (args.batch + BT - 1) / BT, pieces = count_pieces(view);
-  const int64_t together = panels ? kPanelRows : kRowGroup;
-  // A piece goes through all tiles, with its values and their derivatives side by side meanwhile.
+  const int64_t step = 1 + kLineEntries * view.columns / kPieceEntries;
+  // Pieces go through all tiles, with their values and the derivatives side by side meanwhile.
   parallel_for(pieces, 1, [&](int64_t from, int64_t to) {
-    const Scratch<C> rows_of_dx(kDx ? together * BT : 0);
-    const Scratch<int64_t> next(together);
-    auto* const rows = reinterpret_cast<C(*)[BT]>(rows_of_dx.data());
-    const int64_t step = panels ? kPanelPieces : 1;
     const auto end_of = [&](int64_t p) { return p + step < to ? p + step : to; };
     int64_t most = 0;
     for (int64_t p = from; p < to; p += step) {
@@ -359,6 +336,7 @@ void sddmm_tiles(const SddmmArgs& args) {
       most = most < entries ? entries : most;
     }
     const Scratch<C> own(kDx ? most : 0), sums(most);
+    alignas(64) C rows[kRowGroup][BT];
     for (int64_t p = from; p < to; p += step) {
       const int64_t first = piece_begin(view, p, pieces);
       const int64_t last = piece_begin(view, end_of(p), pieces);
@@ -373,25 +351,17 @@ void sddmm_tiles(const SddmmArgs& args) {
         const C* const x = static_cast<const C*>(args.x.data) + t * args.x.stride;
         const C* const g = static_cast<const C*>(args.g.data) + t * args.g.stride;
         const int64_t b = t * BT, left = args.batch - b, some = left < BT ? left : BT;
-        for (int64_t r = first; r < last; r += together) {
-          const int64_t count = last - r < together ? last - r : together;
-          for (int64_t i = 0; i < count; ++i) next[i] = view.offsets[r + i] - begin;
-          if (kDx)
-            for (int64_t k = 0; k < count * BT; ++k) rows_of_dx[k] = C(0);
-          for (int64_t limit = width;; limit += width) {
-            for (int64_t i = 0; i < count; ++i) {
-              const int64_t end = view.offsets[r + i + 1] - begin;
-              next[i] = both_of_row<BT, C, kDx>(x + (r + i) * args.x.pitch, g, args.g.pitch,
-                                                view.index + begin, kDx ? own.data() : nullptr,
-                                                next[i], end, limit, panels ? end : entries,
-                                                sums.data(), kDx ? rows[i] : nullptr);
-            }
-            if (limit >= view.columns) break;
-          }
+        for (int64_t r = first; r < last; r += kRowGroup) {
+          const int64_t count = last - r < kRowGroup ? last - r : kRowGroup;
+          if (kDx) memset(rows, 0, sizeof(rows));
+          for (int64_t i = 0; i < count; ++i)
+            both_of_row<BT, C, kDx>(x + (r + i) * args.x.pitch, g, args.g.pitch, view.index + begin,
+                                    kDx ? own.data() : nullptr, view.offsets[r + i] - begin,
+                                    view.offsets[r + i + 1] - begin, entries, sums.data(),
+                                    kDx ? rows[i] : nullptr);
           if constexpr (kDx)
-            for (int64_t i = 0; i < count; i += kRowGroup)
-              write_rows<T, BT>(rows + i, args.feature_major, args.batch, view.rows, b, some, r + i,
-                                count - i < kRowGroup ? count - i : kRowGroup, dx);
+            write_rows<T, BT>(rows, args.feature_major, args.batch, view.rows, b, some, r, count,
+                              dx);
         }
       }
       for (int64_t e = 0; e < entries; ++e) dvalues[place(e)] = sums[e];
