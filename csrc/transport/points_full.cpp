@@ -43,18 +43,18 @@ class Full {
         padded_(panels_ * kPointPanel),
         // Rows that are a power of two apart would meet in the same sets of the cache.
         stride_(padded_ + 64 / static_cast<int>(sizeof(C))),
-        group_(p_.d <= kFewDimensions ? kFewRows : kManyRows) {}
+        group_(p_.d <= kFewDimensions ? kFewRows : kManyRows),
+        slices_(group_ == kManyRows ? p_.batch * padded_ * p_.d : 0) {}
 
   void run() const {
     prepare();
     parallel_for(p_.batch * chunks_, 1 + (int64_t{1} << 14) / (chunk_ * padded_ + 1),
                  [&](int64_t begin, int64_t end) {
                    const Scratch<C> powers(group_ * stride_), x(group_ * p_.d), bias(padded_);
-                   const Scratch<C> slice(2 * kWidth<C> * p_.d);
                    for (int64_t task = begin; task < end; ++task) {
                      const int64_t batch = task / chunks_;
                      if (!done(batch))
-                       add_chunk(batch, task % chunks_, powers, x, bias.data(), slice.data());
+                       add_chunk(batch, task % chunks_, powers, x, bias.data());
                    }
                  });
     parallel_for(p_.batch * p_.m, 1 << 10, [&](int64_t begin, int64_t end) {
@@ -83,10 +83,28 @@ class Full {
         weight[at] = column.weight;
       }
     });
+    if (group_ == kManyRows)
+      parallel_for(p_.batch * panels_, 1 + (int64_t{1} << 14) / (p_.d * kPointPanel),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t panel = begin; panel < end; ++panel) slice(panel);
+                   });
+  }
+
+  // A panel's columns lie far apart from one dimension to the next, in few sets of the cache: two
+  // vectors of them at a time move to where they are side by side, for all rows.
+  void slice(int64_t panel) const {
+    constexpr int kW = kWidth<C>;
+    const C* const from = static_cast<const C*>(p_.panels) + panel * p_.d * kPointPanel;
+    C* to = slices_.data() + panel * p_.d * kPointPanel;
+    for (int column = 0; column < kPointPanel; column += 2 * kW)
+      for (int64_t k = 0; k < p_.d; ++k, to += 2 * kW) {
+        store(to, load(from + k * kPointPanel + column));
+        store(to + kW, load(from + k * kPointPanel + column + kW));
+      }
   }
 
   void add_chunk(int64_t batch, int64_t chunk, const Scratch<C>& powers, const Scratch<C>& x,
-                 C* bias, C* slice) const {
+                 C* bias) const {
     const int64_t first = chunk * chunk_, end = first + chunk_ < p_.n ? first + chunk_ : p_.n;
     C* const sums = static_cast<C*>(args_.partials) + (batch * chunks_ + chunk) * padded_;
     memset(sums, 0, static_cast<size_t>(padded_) * sizeof(C));
@@ -94,14 +112,14 @@ class Full {
     for (int64_t row = first; row < end; row += group_) {
       const int64_t rows = end - row < group_ ? end - row : group_;
       C weights[kManyRows] = {};
-      add_rows(batch, row, rows, powers.data(), x.data(), bias, &biased, slice, weights);
+      add_rows(batch, row, rows, powers.data(), x.data(), bias, &biased, weights);
       join_columns(powers.data(), weights, (rows + 3) / 4 * 4, sums);
     }
   }
 
   // Sums of `rows` rows and their powers, as what they enter the columns.
   void add_rows(int64_t batch, int64_t row, int64_t rows, C* powers, C* x, C* bias, bool* biased,
-                C* slice, C* weights) const {
+                C* weights) const {
     const C scale = pair_scale<C>(p_, batch);
     const C* const shift = static_cast<const C*>(args_.column_shift) + batch * padded_;
     const C* const weight = static_cast<const C*>(args_.column_weight) + batch * padded_;
@@ -114,7 +132,7 @@ class Full {
       pack_rows<kKernel, kSub>(p_, batch, row + r, rows - r, scale, x + r * p_.d);
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t at = panel * kPointPanel;
-      add_group(x, panels + at * p_.d, rows, slice, products);
+      add_group(x, batch, panel, rows, products);
       for (int64_t r = 0; r < (rows + kSub - 1) / kSub * kSub; ++r)
         panel_powers<kKernel, true>(own[r], shift + at, weight + at, products + r * kPointPanel,
                                     scale, lanes + r * kPointLanes, powers + r * stride_ + at);
@@ -157,21 +175,14 @@ class Full {
     }
   }
 
-  // A panel's columns lie far apart from one dimension to the next, in few sets of the cache: two
-  // vectors of them at a time move to where they are side by side, for all rows.
-  void add_group(const C* x, const C* panel, int64_t rows, C* slice, C* products) const {
+  void add_group(const C* x, int64_t batch, int64_t panel, int64_t rows, C* products) const {
     constexpr int kW = kWidth<C>;
+    const bool sliced = group_ == kManyRows;
+    const int64_t at = (batch * panels_ + panel) * p_.d * kPointPanel;
+    const C* const columns = sliced ? slices_.data() + at : static_cast<const C*>(p_.panels) + at;
+    const int64_t stride = sliced ? 2 * kW : kPointPanel;
     for (int column = 0; column < kPointPanel; column += 2 * kW) {
-      const C* y = panel + column;
-      int64_t stride = kPointPanel;
-      if (group_ == kManyRows) {
-        for (int64_t k = 0; k < p_.d; ++k) {
-          store(slice + k * 2 * kW, load(y + k * stride));
-          store(slice + k * 2 * kW + kW, load(y + k * stride + kW));
-        }
-        y = slice;
-        stride = 2 * kW;
-      }
+      const C* const y = columns + (sliced ? column * p_.d : column);
       for (int64_t r = 0; r < rows; r += kSub)
         add_columns<kKernel, kSub>(x + r * p_.d, y, stride, p_.d,
                                    products + r * kPointPanel + column);
@@ -221,6 +232,7 @@ class Full {
   const PointFullArgs& args_;
   const PointPairs& p_;
   const int64_t chunk_, chunks_, panels_, padded_, stride_, group_;
+  const Scratch<C> slices_;
 };
 
 template <PointKernel kKernel, typename C>
