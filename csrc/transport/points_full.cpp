@@ -11,6 +11,15 @@ constexpr int kSub = kRegisterBytes == 64 ? 8 : 4;  // rows whose sums are in re
 // through the cache; of few dimensions panels are small, and the powers stay in the cache.
 constexpr int kManyRows = kPointBlock, kFewRows = 8, kFewDimensions = 8;
 
+// Vectors do not cross lines of the cache.
+template <typename C>
+constexpr int kLine = 64 / static_cast<int>(sizeof(C));
+
+template <typename C>
+inline C* aligned(C* from) {
+  return reinterpret_cast<C*>((reinterpret_cast<uintptr_t>(from) + 63) / 64 * 64);
+}
+
 // The powers of a row with a panel, added to its lanes with their weights if kSum.
 template <PointKernel kKernel, bool kSum, typename C>
 inline void panel_powers(C row, const C* shift, const C* weight, const C* sums, C scale, C* lanes,
@@ -42,19 +51,21 @@ class Full {
         panels_(point_panels(p_.m)),
         padded_(panels_ * kPointPanel),
         // Rows that are a power of two apart would meet in the same sets of the cache.
-        stride_(padded_ + 64 / static_cast<int>(sizeof(C))),
+        stride_(padded_ + kLine<C>),
         group_(p_.d <= kFewDimensions ? kFewRows : kManyRows),
-        slices_(group_ == kManyRows ? p_.batch * padded_ * p_.d : 0) {}
+        slices_(group_ == kManyRows ? p_.batch * padded_ * p_.d + kLine<C> : kLine<C>) {}
 
   void run() const {
     prepare();
     parallel_for(p_.batch * chunks_, 1 + (int64_t{1} << 14) / (chunk_ * padded_ + 1),
                  [&](int64_t begin, int64_t end) {
-                   const Scratch<C> powers(group_ * stride_), x(group_ * p_.d), bias(padded_);
+                   const Scratch<C> space(group_ * stride_ + kLine<C>), x(group_ * p_.d);
+                   const Scratch<C> bias(padded_);
+                   C* const powers = aligned(space.data());
                    for (int64_t task = begin; task < end; ++task) {
                      const int64_t batch = task / chunks_;
                      if (!done(batch))
-                       add_chunk(batch, task % chunks_, powers, x, bias.data());
+                       add_chunk(batch, task % chunks_, powers, x.data(), bias.data());
                    }
                  });
     parallel_for(p_.batch * p_.m, 1 << 10, [&](int64_t begin, int64_t end) {
@@ -95,7 +106,7 @@ class Full {
   void slice(int64_t panel) const {
     constexpr int kW = kWidth<C>;
     const C* const from = static_cast<const C*>(p_.panels) + panel * p_.d * kPointPanel;
-    C* to = slices_.data() + panel * p_.d * kPointPanel;
+    C* to = aligned(slices_.data()) + panel * p_.d * kPointPanel;
     for (int column = 0; column < kPointPanel; column += 2 * kW)
       for (int64_t k = 0; k < p_.d; ++k, to += 2 * kW) {
         store(to, load(from + k * kPointPanel + column));
@@ -103,8 +114,7 @@ class Full {
       }
   }
 
-  void add_chunk(int64_t batch, int64_t chunk, const Scratch<C>& powers, const Scratch<C>& x,
-                 C* bias) const {
+  void add_chunk(int64_t batch, int64_t chunk, C* powers, C* x, C* bias) const {
     const int64_t first = chunk * chunk_, end = first + chunk_ < p_.n ? first + chunk_ : p_.n;
     C* const sums = static_cast<C*>(args_.partials) + (batch * chunks_ + chunk) * padded_;
     memset(sums, 0, static_cast<size_t>(padded_) * sizeof(C));
@@ -112,8 +122,8 @@ class Full {
     for (int64_t row = first; row < end; row += group_) {
       const int64_t rows = end - row < group_ ? end - row : group_;
       C weights[kManyRows] = {};
-      add_rows(batch, row, rows, powers.data(), x.data(), bias, &biased, weights);
-      join_columns(powers.data(), weights, (rows + 3) / 4 * 4, sums);
+      add_rows(batch, row, rows, powers, x, bias, &biased, weights);
+      join_columns(powers, weights, (rows + 3) / 4 * 4, sums);
     }
   }
 
@@ -124,7 +134,8 @@ class Full {
     const C* const shift = static_cast<const C*>(args_.column_shift) + batch * padded_;
     const C* const weight = static_cast<const C*>(args_.column_weight) + batch * padded_;
     const C* const panels = static_cast<const C*>(p_.panels) + batch * panels_ * p_.d * kPointPanel;
-    C products[kManyRows * kPointPanel], own[kManyRows], lanes[kManyRows * kPointLanes] = {};
+    alignas(64) C products[kManyRows * kPointPanel], lanes[kManyRows * kPointLanes] = {};
+    C own[kManyRows];
     bool moves[kManyRows] = {};
     for (int64_t r = 0; r < group_; ++r)
       own[r] = r < rows ? shift_before<C>(args_, batch, row + r) : -static_cast<C>(__builtin_inf());
@@ -179,7 +190,8 @@ class Full {
     constexpr int kW = kWidth<C>;
     const bool sliced = group_ == kManyRows;
     const int64_t at = (batch * panels_ + panel) * p_.d * kPointPanel;
-    const C* const columns = sliced ? slices_.data() + at : static_cast<const C*>(p_.panels) + at;
+    const C* const columns =
+        sliced ? aligned(slices_.data()) + at : static_cast<const C*>(p_.panels) + at;
     const int64_t stride = sliced ? 2 * kW : kPointPanel;
     for (int column = 0; column < kPointPanel; column += 2 * kW) {
       const C* const y = columns + (sliced ? column * p_.d : column);
