@@ -28,12 +28,14 @@ inline void panel_powers(C row, const C* shift, const C* weight, const C* sums, 
   constexpr int kW = kWidth<C>;
 #pragma GCC unroll 2
   for (int l = 0; l < kPointLanes; l += kW) {
-    const auto at = [=](int g) {
+    const auto exponent = [=](int g) {
       const int place = g * kPointLanes + l;
-      const V power =
-          powers_of(exponents_of<kKernel>(row + load(shift + place), load(sums + place), scale));
-      store(e + place, power);
-      return kSum ? power * load(weight + place) : power;
+      return exponents_of<kKernel>(row + load(shift + place), load(sums + place), scale);
+    };
+    const Four<V> powers = powers_of(Four<V>{{exponent(0), exponent(1), exponent(2), exponent(3)}});
+    const auto at = [=](int g) {
+      store(e + g * kPointLanes + l, powers.v[g]);
+      return kSum ? powers.v[g] * load(weight + g * kPointLanes + l) : powers.v[g];
     };
     const V e0 = at(0), e1 = at(1), e2 = at(2), e3 = at(3);
     if constexpr (kSum) store(lanes + l, load(lanes + l) + ((e0 + e1) + (e2 + e3)));
