@@ -11,7 +11,14 @@ from torch import Tensor
 
 from regkern import _checks as checks
 from regkern._registration import compute_dtype
-from regkern.transport.arguments import is_eager, once, pair_of, problem_of, readable
+from regkern.transport.arguments import (
+    is_eager,
+    once,
+    pair_of,
+    problem_of,
+    readable,
+    taking_part,
+)
 from regkern.transport.dense import DenseCost, Potentials, Settings
 from regkern.transport.implicit import STEPS, Engine, at_optimum, implicit, target, unrolled
 from regkern.transport.result import Given, Transport
@@ -68,18 +75,7 @@ def _weights(
 ) -> Tensor:
     """Weights (B, n), double: uniform over what is there if none are given."""
     size = shape[-1]
-    kept = None
-    if mask is not None:
-        checks.on_device(_OP, "mask", mask, like)
-        if mask.dtype != torch.bool or mask.shape[-1:] != (size,):
-            _fail(f"a mask of bools (..., {size})", f"{mask.dtype} {tuple(mask.shape)}")
-        kept = mask.expand(shape)
-    if length is not None:
-        checks.on_device(_OP, "lengths", length, like)
-        if length.is_floating_point() or tuple(length.shape) != shape[:-1]:
-            _fail(f"integer `lengths` of shape {shape[:-1]}", f"{length.dtype} {length.shape}")
-        first = torch.arange(size, device=like.device) < length[..., None]
-        kept = first if kept is None else kept & first
+    kept = taking_part(_OP, mask, length, shape, like)
     if given is None:
         if kept is None:
             weight = torch.full(shape, 1.0 / max(1, size), dtype=torch.float64, device=like.device)
