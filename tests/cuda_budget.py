@@ -214,6 +214,11 @@ WIDE_ACCESSES = {
     r"\bstandardize_kernel<float, 4>": 4,
     r"\bcolumn_combine_kernel<float, 4>": 4,
     r"\brandom_directions_kernel<float, \(regkern::spectral::Distribution\)0>": 2,
+    r"\btransport_columns_kernel<float, 4>": 1,
+    r"\btransport_columns_kernel<regkern::bfloat16, 8>": 2,
+    r"\btransport_kept_columns_kernel<float, 4>": 1,
+    r"\btransport_plan_kernel<float, 4>": 1,
+    r"\btransport_plan_kernel<regkern::bfloat16, 8>": 1,
     r"\bnormalize_square_kernel<4>": 4,
     r"\bnormalize_square_backward_kernel<4>": 4,
 }

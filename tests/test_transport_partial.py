@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from regkern.reference.transport import partial as reference
 from regkern.transport.partial import partial_transport
 from scipy.optimize import linprog
 from torch import Tensor
@@ -129,6 +130,134 @@ def test_gradients(entropy: str) -> None:
     torch.testing.assert_close(dx, (cloud.plan()[..., None] * difference).sum(1))
     with pytest.raises(RuntimeError, match="no second derivative"):
         dx.sum().backward()
+
+
+def implicitly(entropy: str, points: bool = False) -> Any:
+    """Potentials, plan and value of six problems' arguments."""
+
+    def solve(
+        cost: Tensor, second: Tensor | None, a: Tensor, b: Tensor, mass: Tensor, eps: Tensor
+    ) -> Any:
+        given: dict[str, Any] = {"x": cost, "y": second} if points else {"cost": cost}
+        options: dict[str, Any] = {"gradient": "implicit", "entropy": entropy, "tol": 1e-14}
+        return partial_transport(**given, a=a, b=b, mass=mass, eps=eps, max_iter=20_000, **options)
+
+    return solve
+
+
+def outputs(found: Any) -> tuple[Tensor, ...]:
+    v = draw(found.g.shape[-1], 2, salt=9).expand(*found.g.shape, 2)
+    return found.f, found.g, found.value, found.plan(), found.apply(v)
+
+
+def arguments(n: int = 5, m: int = 6) -> list[Tensor]:
+    """Of problems in which some rows and columns are full, some are not, and of one whose rows are
+    all but full."""
+    a, b = weights(3, n), weights(3, m, salt=1, total=1.3)
+    mass = torch.tensor([0.6, 0.85, 0.99], dtype=DOUBLE)
+    eps = torch.tensor([0.05, 0.1, 0.3], dtype=DOUBLE)
+    return [t.requires_grad_() for t in (draw(3, n, m, salt=4), a, b, mass, eps)]
+
+
+@pytest.mark.parametrize("entropy", ["kl", "plain"])
+def test_implicit_gradients(entropy: str) -> None:
+    solve = implicitly(entropy)
+    cost, *rest = arguments()
+    found = solve(cost, None, *rest)
+    below = [(t - t.amax(-1, keepdim=True)).detach() < -1e-6 for t in (found.f, found.g)]
+    if entropy == "kl":
+        assert all(bool(t.any()) and not bool(t.all()) for t in below)
+    assert torch.autograd.gradcheck(
+        lambda c, *t: outputs(solve(c, None, *t)), (cost, *rest), fast_mode=True, atol=1e-5
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda c, *t: solve(c, None, *t).value, (cost, *rest), fast_mode=True, atol=1e-4
+    )
+
+
+def test_implicit_gradients_of_points() -> None:
+    x, y = draw(3, 5, 2).requires_grad_(), draw(3, 6, 2, salt=1).requires_grad_()
+    _, a, b, mass, eps = arguments()
+    tensors, w = (x, y, a, b, mass, eps), draw(3, 5, 2, salt=7)
+    v = draw(3, 6, 2, salt=8)
+    of_points, of_costs = implicitly("kl", True), implicitly("kl")
+
+    def total(found: Any) -> Tensor:
+        sums: Tensor = (found.apply(v) * w).sum() + (found.f * w[..., 0]).sum() + found.value.sum()
+        return sums
+
+    ours = torch.autograd.grad(total(of_points(*tensors)), tensors)
+    cost = (x[:, :, None] - y[:, None]).square().sum(-1)
+    theirs = torch.autograd.grad(total(of_costs(cost, None, *tensors[2:])), tensors)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    found = of_points(*tensors)
+    for output in (found.f.sum(), found.value.sum()):
+        (dx,) = torch.autograd.grad(output, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            dx.square().sum().backward()
+
+
+def test_implicit_gradients_are_the_limit_of_the_unrolled() -> None:
+    cost = clouds(7, 9).expand(2, 7, 9).clone().requires_grad_()
+    w = draw(2, 7, 9, salt=3)
+    f, g = reference.partial_transport(cost, 0.7, 0.1, 400)
+    theirs = ((f[..., None] + g[:, None] - cost) / 0.1).exp() / 63.0
+    ours = exact(cost, mass=0.7, eps=0.1, gradient="implicit").plan()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(
+        torch.autograd.grad((ours * w).sum(), cost)[0],
+        torch.autograd.grad((theirs * w).sum(), cost)[0],
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
+def test_implicit_gradients_where_all_is_moved() -> None:
+    """The plan is that of balanced transport, and so are its derivatives."""
+    from regkern.transport.solver import sinkhorn
+
+    cost, a, b = draw(5, 6).requires_grad_(), weights(5), weights(6, salt=1)
+    w = draw(5, 6, salt=2)
+    ours = exact(cost, a=a, b=b, mass=1.0, eps=0.2, gradient="implicit").plan()
+    theirs = sinkhorn(cost, a=a, b=b, eps=0.2, tol=1e-13, gradient="implicit").plan()
+    torch.testing.assert_close(
+        torch.autograd.grad((ours * w).sum(), cost)[0],
+        torch.autograd.grad((theirs * w).sum(), cost)[0],
+        rtol=1e-5,
+        atol=1e-8,
+    )
+
+
+def test_implicit_gradients_of_what_takes_no_part() -> None:
+    cost = clouds(6, 7)
+    cost[2], cost[:, 3] = INF, INF
+    a = weights(6)
+    a[1] = 0.0
+    a.requires_grad_()
+    cost.requires_grad_()
+    w = draw(6, 7, salt=2)
+    here, there = torch.tensor([0, 3, 4, 5]), torch.tensor([0, 1, 2, 4, 5, 6])
+    options: dict[str, Any] = {"mass": 0.5, "eps": 0.1, "gradient": "implicit"}
+    b = weights(7, salt=1)
+    found = exact(cost, a=a, b=b, **options)
+    dc, da = torch.autograd.grad((found.plan() * w).sum(), (cost, a))
+    alone = exact(cost[here][:, there], a=a[here], b=b[there], **options)
+    ec, ea = torch.autograd.grad((alone.plan() * w[here][:, there]).sum(), (cost, a))
+    torch.testing.assert_close(dc, ec, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(da, ea, rtol=1e-6, atol=1e-9)
+    assert not bool(da[1])
+    # In single precision, of halves, and of no problems.
+    for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+        low = cost.detach().to(dtype).requires_grad_()
+        plan = partial_transport(low, a=a, b=b, tol=1e-6, **options).plan()
+        (dl,) = torch.autograd.grad((plan * w.to(dtype)).sum(), low)
+        assert dl.dtype == dtype
+        torch.testing.assert_close(dl.double(), dc, rtol=near, atol=near * float(dc.abs().max()))
+    none = draw(0, 3, 4).requires_grad_()
+    partial_transport(none, **options).plan().sum().backward()
+    assert none.grad is not None
+    assert none.grad.shape == (0, 3, 4)
 
 
 def test_corners() -> None:
@@ -253,6 +382,7 @@ def test_errors() -> None:
         (lambda: partial_transport(cost, mass=0.5, eps=-1.0), "`eps`"),
         (lambda: partial_transport(cost, mass=torch.ones(3)), "`mass` of shape"),
         (lambda: partial_transport(mass=0.5), "`cost`, or `x` and `y`"),
+        (lambda: partial_transport(cost, mass=0.5, gradient="unroll"), "`gradient`"),
         (lambda: partial_transport(cost[0], mass=0.5), "`cost` of shape"),
         (lambda: partial_transport(cost, mass=0.5, tol=0.0), "`tol`"),
         (lambda: partial_transport(cost, a=cost[0], mass=0.5), "`a` of shape"),

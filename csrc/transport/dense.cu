@@ -208,46 +208,73 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
   }
 }
 
-// A thread has a column of a chunk of rows.
+// Neighbours of a thread: as many as travel together where rows start on multiples of them.
 template <typename T>
+bool travel_together(const void* data, int64_t stride) {
+  return is_aligned(data) && stride % kLanesOf<T> == 0;
+}
+
+template <int V, typename C>
+__device__ __forceinline__ void store_sums(const C (&sums)[V], C* to) {
+  constexpr int kAtOnce = V < kLanesOf<C> ? V : kLanesOf<C>;
+#pragma unroll
+  for (int v = 0; v < V; v += kAtOnce) {
+    Vector<C, kAtOnce> some;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) some.v[k] = sums[v + k];
+    store_vector(some, to + v);
+  }
+}
+
+// A thread has V columns of a chunk of rows.
+template <typename T, int V>
 __global__ void __launch_bounds__(kThreads, 4) transport_columns_kernel(DenseArgs args) {
   using C = compute_t<T>;
   const int64_t n = args.n, m = args.m, chunk = chunk_rows(n), chunks = chunk_count(n);
-  const int64_t groups = ceil_div(m, int64_t{kThreads}), all = args.batch * chunks * groups;
+  const int64_t groups = ceil_div(m, int64_t{kThreads} * V), all = args.batch * chunks * groups;
   for (int64_t task = blockIdx.x; task < all; task += gridDim.x) {
-    const int64_t j = task % groups * kThreads + threadIdx.x, c = task / groups % chunks;
+    const int64_t j = (task % groups * kThreads + threadIdx.x) * V, c = task / groups % chunks;
     const int64_t p = task / groups / chunks;
     if (j >= m || skips(args, p)) continue;
     const C unit = unit_of<C>(args.eps[p]);
-    const C shift = static_cast<const C*>(args.column_shift)[p * m + j];
+    C shift[V], sums[V] = {};
+#pragma unroll
+    for (int v = 0; v < V; ++v) shift[v] = static_cast<const C*>(args.column_shift)[p * m + j + v];
     const int64_t first = c * chunk, end = first + chunk < n ? first + chunk : n;
     const C* const row = static_cast<const C*>(args.row_shift) + p * n;
     const C* const weight = static_cast<const C*>(args.row_weight) + p * n;
     const T* const cost = static_cast<const T*>(args.cost) + p * n * m + j;
-    C sum = C(0);
-#pragma unroll 8
-    for (int64_t i = first; i < end; ++i)
-      sum += weight[i] * power(exponent(row[i], C(widen(cost[i * m])), shift, unit));
-    static_cast<C*>(args.partials)[(p * chunks + c) * m + j] = sum;
+#pragma unroll(V > 1 ? 2 : 8)
+    for (int64_t i = first; i < end; ++i) {
+      const Vector<T, V> costs = load_vector<T, V>(cost + i * m);
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        sums[v] += weight[i] * power(exponent(row[i], C(widen(costs.v[v])), shift[v], unit));
+    }
+    store_sums<V>(sums, static_cast<C*>(args.partials) + (p * chunks + c) * m + j);
   }
 }
 
-template <typename C>
+template <typename C, int V>
 __global__ void __launch_bounds__(kThreads, 4) transport_kept_columns_kernel(DenseArgs args) {
   const int64_t n = args.n, m = args.m, chunk = chunk_rows(n), chunks = chunk_count(n);
-  const int64_t groups = ceil_div(m, int64_t{kThreads}), all = args.batch * chunks * groups;
+  const int64_t groups = ceil_div(m, int64_t{kThreads} * V), all = args.batch * chunks * groups;
   const int64_t stride = kernel_stride(m);
   for (int64_t task = blockIdx.x; task < all; task += gridDim.x) {
-    const int64_t j = task % groups * kThreads + threadIdx.x, c = task / groups % chunks;
+    const int64_t j = (task % groups * kThreads + threadIdx.x) * V, c = task / groups % chunks;
     const int64_t p = task / groups / chunks;
     if (j >= m || skips(args, p)) continue;
     const int64_t first = c * chunk, end = first + chunk < n ? first + chunk : n;
     const C* const weight = static_cast<const C*>(args.row_weight) + p * n;
     const C* const kernel = static_cast<const C*>(args.kernel) + p * n * stride + j;
-    C sum = C(0);
+    C sums[V] = {};
 #pragma unroll 8
-    for (int64_t i = first; i < end; ++i) sum += weight[i] * kernel[i * stride];
-    static_cast<C*>(args.partials)[(p * chunks + c) * m + j] = sum;
+    for (int64_t i = first; i < end; ++i) {
+      const Vector<C, V> powers = load_vector<C, V>(kernel + i * stride);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sums[v] += weight[i] * powers.v[v];
+    }
+    store_sums<V>(sums, static_cast<C*>(args.partials) + (p * chunks + c) * m + j);
   }
 }
 
@@ -329,25 +356,43 @@ __global__ void __launch_bounds__(kThreads, 4) transport_again_kernel(DenseArgs 
   }
 }
 
-template <typename T>
+// A warp has kPlanRows rows of a problem, a lane V of their columns at a time, whose potentials it
+// reads once.
+constexpr int kPlanRows = 4;
+
+template <typename T, int V>
 __global__ void __launch_bounds__(kThreads, 4) transport_plan_kernel(DensePlanArgs args) {
   using C = compute_t<T>;
-  const int64_t rows = args.batch * args.n, m = args.m;
+  const int64_t n = args.n, m = args.m, groups = ceil_div(n, int64_t{kPlanRows});
   const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; i < rows;
-       i += step) {
-    const int64_t p = i / args.n;
-    const C unit = unit_of<C>(args.eps[p]), row = shift_of<C>(args.f[i]);
-    const C mass = weight_of<C>(args.a[i], args.f[i]);
-    const C own = args.p != nullptr ? static_cast<C>(args.p[i]) : C(0);
-    const double* const g = args.g + p * m;
-    const double* const b = args.b + p * m;
-    for (int64_t j = threadIdx.x % kWarp; j < m; j += kWarp) {
-      const C cost = widen(static_cast<const T*>(args.cost)[i * m + j]);
-      const C other = args.q != nullptr ? static_cast<C>(args.q[p * m + j]) : C(0);
-      const C x = plan_element(exponent(row, cost, shift_of<C>(g[j]), unit), mass,
-                               weight_of<C>(b[j], g[j]), own + other);
-      narrow(x, static_cast<T*>(args.out) + i * m + j);
+  for (int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+       task < args.batch * groups; task += step) {
+    const int64_t p = task / groups, first = task % groups * kPlanRows;
+    const int64_t end = first + kPlanRows < n ? first + kPlanRows : n;
+    const C unit = unit_of<C>(args.eps[p]);
+    for (int64_t j = threadIdx.x % kWarp * V; j < m; j += kWarp * V) {
+      C shift[V], weight[V], other[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const double g = args.g[p * m + j + v];
+        shift[v] = shift_of<C>(g);
+        weight[v] = weight_of<C>(args.b[p * m + j + v], g);
+        other[v] = args.q != nullptr ? static_cast<C>(args.q[p * m + j + v]) : C(0);
+      }
+#pragma unroll(sizeof(T) == 2 ? 1 : 2)
+      for (int64_t i = p * n + first; i < p * n + end; ++i) {
+        const C row = shift_of<C>(args.f[i]), mass = weight_of<C>(args.a[i], args.f[i]);
+        const C own = args.p != nullptr ? static_cast<C>(args.p[i]) : C(0);
+        const Vector<T, V> costs = load_vector<T, V>(static_cast<const T*>(args.cost) + i * m + j);
+        Vector<T, V> plan;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const C cost = widen(costs.v[v]);
+          narrow(plan_element(exponent(row, cost, shift[v], unit), mass, weight[v], own + other[v]),
+                 plan.v + v);
+        }
+        store_vector(plan, static_cast<T*>(args.out) + i * m + j);
+      }
     }
   }
 }
@@ -363,12 +408,20 @@ void transport_dense(const DenseArgs& args, Context context) {
       return grid_blocks(ceil_div(work, int64_t{per_block}), kBlocksPerSm);
     };
     const int64_t n = args.n, m = args.m, panels = ceil_div(m, int64_t{kPanel});
-    const int64_t tasks = args.batch * chunk_count(n) * ceil_div(m, int64_t{kThreads});
+    const auto tasks = [&](int width) {
+      return args.batch * chunk_count(n) * ceil_div(m, int64_t{kThreads} * width);
+    };
     if (args.kernel != nullptr) {
       RK_LAUNCH((transport_weigh_kernel<C>), blocks(args.batch, 1), kThreads, 0, stream, args);
       RK_LAUNCH((transport_kept_rows_kernel<T>), blocks(args.batch * n, kWarps), kThreads, 0,
                 stream, args);
-      RK_LAUNCH((transport_kept_columns_kernel<C>), blocks(tasks, 1), kThreads, 0, stream, args);
+      // A multiple of 16 bytes is from one row of the kernel to the next, not of the sums.
+      if (travel_together<C>(args.kernel, m) && is_aligned(args.partials))
+        RK_LAUNCH((transport_kept_columns_kernel<C, kLanesOf<C>>), blocks(tasks(kLanesOf<C>), 1),
+                  kThreads, 0, stream, args);
+      else
+        RK_LAUNCH((transport_kept_columns_kernel<C, 1>), blocks(tasks(1), 1), kThreads, 0, stream,
+                  args);
     } else {
       RK_LAUNCH((transport_prepare_kernel<C>),
                 blocks(args.batch * (m + (args.f_raw == nullptr ? n : 0)), kThreads), kThreads, 0,
@@ -377,7 +430,11 @@ void transport_dense(const DenseArgs& args, Context context) {
         RK_LAUNCH((transport_rows_kernel<T>), blocks(args.batch * n, kWarps), kThreads, 0, stream,
                   args);
       if (args.g_raw == nullptr) return;
-      RK_LAUNCH((transport_columns_kernel<T>), blocks(tasks, 1), kThreads, 0, stream, args);
+      if (travel_together<T>(args.cost, m) && is_aligned(args.partials))
+        RK_LAUNCH((transport_columns_kernel<T, kLanesOf<T>>), blocks(tasks(kLanesOf<T>), 1),
+                  kThreads, 0, stream, args);
+      else
+        RK_LAUNCH((transport_columns_kernel<T, 1>), blocks(tasks(1), 1), kThreads, 0, stream, args);
     }
     RK_LAUNCH((transport_fold_kernel<C>), blocks(args.batch * panels, kWarps), kThreads, 0, stream,
               args);
@@ -389,9 +446,13 @@ void transport_dense(const DenseArgs& args, Context context) {
 void transport_dense_plan(const DensePlanArgs& args, Context context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   dispatch_floating(args.dtype, [&](auto zero) {
-    RK_LAUNCH((transport_plan_kernel<decltype(zero)>),
-              grid_blocks(ceil_div(args.batch * args.n, int64_t{kWarps}), kBlocksPerSm), kThreads,
-              0, stream, args);
+    using T = decltype(zero);
+    const auto blocks = grid_blocks(
+        ceil_div(args.batch * ceil_div(args.n, int64_t{kPlanRows}), int64_t{kWarps}), kBlocksPerSm);
+    if (travel_together<T>(args.cost, args.m) && is_aligned(args.out))
+      RK_LAUNCH((transport_plan_kernel<T, kLanesOf<T>>), blocks, kThreads, 0, stream, args);
+    else
+      RK_LAUNCH((transport_plan_kernel<T, 1>), blocks, kThreads, 0, stream, args);
   });
 }
 

@@ -1,7 +1,7 @@
 #include "transport/kernel_sums.h"
 
 #include "core/parallel.h"
-#include "core/registers.h"
+#include "core/vectors.h"
 
 namespace regkern::REGKERN_ISA {
 namespace {
@@ -13,49 +13,24 @@ constexpr int kRows = 32;
 constexpr int kPairs = kRows * kTileColumns;
 
 template <typename C>
-struct Register;
-template <>
-struct Register<float> {
-  typedef float type __attribute__((vector_size(kRegisterBytes)));
-};
-template <>
-struct Register<double> {
-  typedef double type __attribute__((vector_size(kRegisterBytes)));
-};
-template <typename C>
-using Lanes = typename Register<C>::type;
-template <typename C>
-constexpr int kLanesOf = kRegisterBytes / static_cast<int>(sizeof(C));
-template <typename C>
-constexpr int kParts = kRows / kLanesOf<C>;
-
-template <typename C>
-inline Lanes<C> load(const C* p) {
-  Lanes<C> v;
-  memcpy(&v, p, sizeof(v));
-  return v;
-}
-template <typename C>
-inline void store(const Lanes<C>& v, C* p) {
-  memcpy(p, &v, sizeof(v));
-}
+constexpr int kParts = kRows / kRegisterLanes<C>;
 
 // r2[c · kRows + r] of a tile of columns, whose coordinate k stands at k · kTileColumns.
 template <typename C>
 inline void distances(const C* x, const C* y, int64_t size, C* r2) {
   // As many columns at a time as leave their sums in registers.
-  constexpr int kAtOnce = kLanesOf<C> >= 8 ? kLanesOf<C> / 4 : 1;
+  constexpr int kAtOnce = kRegisterLanes<C> >= 8 ? kRegisterLanes<C> / 4 : 1;
   for (int first = 0; first < kTileColumns; first += kAtOnce) {
-    Lanes<C> sums[kAtOnce][kParts<C>] = {};
+    Register<C> sums[kAtOnce][kParts<C>] = {};
     for (int64_t k = 0; k < size; ++k) {
       const C* const row = x + k * kRows;
       const C* const column = y + k * kTileColumns + first;
 #pragma GCC unroll 16
       for (int p = 0; p < kParts<C>; ++p) {
-        const Lanes<C> here = load(row + p * kLanesOf<C>);
+        const Register<C> here = load_register(row + p * kRegisterLanes<C>);
 #pragma GCC unroll 4
         for (int c = 0; c < kAtOnce; ++c) {
-          const Lanes<C> d = here - column[c];
+          const Register<C> d = here - column[c];
           sums[c][p] += d * d;
         }
       }
@@ -64,7 +39,7 @@ inline void distances(const C* x, const C* y, int64_t size, C* r2) {
     for (int c = 0; c < kAtOnce; ++c)
 #pragma GCC unroll 16
       for (int p = 0; p < kParts<C>; ++p)
-        store(sums[c][p], r2 + (first + c) * kRows + p * kLanesOf<C>);
+        store_register(r2 + (first + c) * kRows + p * kRegisterLanes<C>, sums[c][p]);
   }
 }
 
@@ -72,20 +47,21 @@ inline void distances(const C* x, const C* y, int64_t size, C* r2) {
 template <typename C>
 inline void add_forces(const C* x, const C* y, const C* terms, int64_t size, C* forces) {
   for (int64_t k = 0; k < size; ++k) {
-    Lanes<C> here[kParts<C>], sums[kParts<C>] = {};
+    Register<C> here[kParts<C>], sums[kParts<C>] = {};
 #pragma GCC unroll 16
-    for (int p = 0; p < kParts<C>; ++p) here[p] = load(x + k * kRows + p * kLanesOf<C>);
+    for (int p = 0; p < kParts<C>; ++p)
+      here[p] = load_register(x + k * kRows + p * kRegisterLanes<C>);
 #pragma GCC unroll 8
     for (int c = 0; c < kTileColumns; ++c) {
       const C there = y[k * kTileColumns + c];
 #pragma GCC unroll 16
       for (int p = 0; p < kParts<C>; ++p)
-        sums[p] += load(terms + c * kRows + p * kLanesOf<C>) * (here[p] - there);
+        sums[p] += load_register(terms + c * kRows + p * kRegisterLanes<C>) * (here[p] - there);
     }
 #pragma GCC unroll 16
     for (int p = 0; p < kParts<C>; ++p) {
-      C* const to = forces + k * kRows + p * kLanesOf<C>;
-      store(load(to) + sums[p], to);
+      C* const to = forces + k * kRows + p * kRegisterLanes<C>;
+      store_register(to, load_register(to) + sums[p]);
     }
   }
 }

@@ -11,6 +11,15 @@ constexpr int kSub = kRegisterBytes == 64 ? 8 : 4;  // rows whose sums are in re
 // through the cache; of few dimensions panels are small, and the powers stay in the cache.
 constexpr int kManyRows = kPointBlock, kFewRows = 8, kFewDimensions = 8;
 
+// Vectors do not cross lines of the cache.
+template <typename C>
+constexpr int kLine = 64 / static_cast<int>(sizeof(C));
+
+template <typename C>
+inline C* aligned(C* from) {
+  return reinterpret_cast<C*>((reinterpret_cast<uintptr_t>(from) + 63) / 64 * 64);
+}
+
 // The powers of a row with a panel, added to its lanes with their weights if kSum.
 template <PointKernel kKernel, bool kSum, typename C>
 inline void panel_powers(C row, const C* shift, const C* weight, const C* sums, C scale, C* lanes,
@@ -19,12 +28,14 @@ inline void panel_powers(C row, const C* shift, const C* weight, const C* sums, 
   constexpr int kW = kWidth<C>;
 #pragma GCC unroll 2
   for (int l = 0; l < kPointLanes; l += kW) {
-    const auto at = [=](int g) {
+    const auto exponent = [=](int g) {
       const int place = g * kPointLanes + l;
-      const V power =
-          powers_of(exponents_of<kKernel>(row + load(shift + place), load(sums + place), scale));
-      store(e + place, power);
-      return kSum ? power * load(weight + place) : power;
+      return exponents_of<kKernel>(row + load(shift + place), load(sums + place), scale);
+    };
+    const Four<V> powers = powers_of(Four<V>{{exponent(0), exponent(1), exponent(2), exponent(3)}});
+    const auto at = [=](int g) {
+      store(e + g * kPointLanes + l, powers.v[g]);
+      return kSum ? powers.v[g] * load(weight + g * kPointLanes + l) : powers.v[g];
     };
     const V e0 = at(0), e1 = at(1), e2 = at(2), e3 = at(3);
     if constexpr (kSum) store(lanes + l, load(lanes + l) + ((e0 + e1) + (e2 + e3)));
@@ -42,19 +53,21 @@ class Full {
         panels_(point_panels(p_.m)),
         padded_(panels_ * kPointPanel),
         // Rows that are a power of two apart would meet in the same sets of the cache.
-        stride_(padded_ + 64 / static_cast<int>(sizeof(C))),
-        group_(p_.d <= kFewDimensions ? kFewRows : kManyRows) {}
+        stride_(padded_ + kLine<C>),
+        group_(p_.d <= kFewDimensions ? kFewRows : kManyRows),
+        slices_(group_ == kManyRows ? p_.batch * padded_ * p_.d + kLine<C> : kLine<C>) {}
 
   void run() const {
     prepare();
     parallel_for(p_.batch * chunks_, 1 + (int64_t{1} << 14) / (chunk_ * padded_ + 1),
                  [&](int64_t begin, int64_t end) {
-                   const Scratch<C> powers(group_ * stride_), x(group_ * p_.d), bias(padded_);
-                   const Scratch<C> slice(2 * kWidth<C> * p_.d);
+                   const Scratch<C> space(group_ * stride_ + kLine<C>), x(group_ * p_.d);
+                   const Scratch<C> bias(padded_);
+                   C* const powers = aligned(space.data());
                    for (int64_t task = begin; task < end; ++task) {
                      const int64_t batch = task / chunks_;
                      if (!done(batch))
-                       add_chunk(batch, task % chunks_, powers, x, bias.data(), slice.data());
+                       add_chunk(batch, task % chunks_, powers, x.data(), bias.data());
                    }
                  });
     parallel_for(p_.batch * p_.m, 1 << 10, [&](int64_t begin, int64_t end) {
@@ -83,10 +96,27 @@ class Full {
         weight[at] = column.weight;
       }
     });
+    if (group_ == kManyRows)
+      parallel_for(p_.batch * panels_, 1 + (int64_t{1} << 14) / (p_.d * kPointPanel),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t panel = begin; panel < end; ++panel) slice(panel);
+                   });
   }
 
-  void add_chunk(int64_t batch, int64_t chunk, const Scratch<C>& powers, const Scratch<C>& x,
-                 C* bias, C* slice) const {
+  // A panel's columns lie far apart from one dimension to the next, in few sets of the cache: two
+  // vectors of them at a time move to where they are side by side, for all rows.
+  void slice(int64_t panel) const {
+    constexpr int kW = kWidth<C>;
+    const C* const from = static_cast<const C*>(p_.panels) + panel * p_.d * kPointPanel;
+    C* to = aligned(slices_.data()) + panel * p_.d * kPointPanel;
+    for (int column = 0; column < kPointPanel; column += 2 * kW)
+      for (int64_t k = 0; k < p_.d; ++k, to += 2 * kW) {
+        store(to, load(from + k * kPointPanel + column));
+        store(to + kW, load(from + k * kPointPanel + column + kW));
+      }
+  }
+
+  void add_chunk(int64_t batch, int64_t chunk, C* powers, C* x, C* bias) const {
     const int64_t first = chunk * chunk_, end = first + chunk_ < p_.n ? first + chunk_ : p_.n;
     C* const sums = static_cast<C*>(args_.partials) + (batch * chunks_ + chunk) * padded_;
     memset(sums, 0, static_cast<size_t>(padded_) * sizeof(C));
@@ -94,19 +124,20 @@ class Full {
     for (int64_t row = first; row < end; row += group_) {
       const int64_t rows = end - row < group_ ? end - row : group_;
       C weights[kManyRows] = {};
-      add_rows(batch, row, rows, powers.data(), x.data(), bias, &biased, slice, weights);
-      join_columns(powers.data(), weights, (rows + 3) / 4 * 4, sums);
+      add_rows(batch, row, rows, powers, x, bias, &biased, weights);
+      join_columns(powers, weights, (rows + 3) / 4 * 4, sums);
     }
   }
 
   // Sums of `rows` rows and their powers, as what they enter the columns.
   void add_rows(int64_t batch, int64_t row, int64_t rows, C* powers, C* x, C* bias, bool* biased,
-                C* slice, C* weights) const {
+                C* weights) const {
     const C scale = pair_scale<C>(p_, batch);
     const C* const shift = static_cast<const C*>(args_.column_shift) + batch * padded_;
     const C* const weight = static_cast<const C*>(args_.column_weight) + batch * padded_;
     const C* const panels = static_cast<const C*>(p_.panels) + batch * panels_ * p_.d * kPointPanel;
-    C products[kManyRows * kPointPanel], own[kManyRows], lanes[kManyRows * kPointLanes] = {};
+    alignas(64) C products[kManyRows * kPointPanel], lanes[kManyRows * kPointLanes] = {};
+    C own[kManyRows];
     bool moves[kManyRows] = {};
     for (int64_t r = 0; r < group_; ++r)
       own[r] = r < rows ? shift_before<C>(args_, batch, row + r) : -static_cast<C>(__builtin_inf());
@@ -114,7 +145,7 @@ class Full {
       pack_rows<kKernel, kSub>(p_, batch, row + r, rows - r, scale, x + r * p_.d);
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t at = panel * kPointPanel;
-      add_group(x, panels + at * p_.d, rows, slice, products);
+      add_group(x, batch, panel, rows, products);
       for (int64_t r = 0; r < (rows + kSub - 1) / kSub * kSub; ++r)
         panel_powers<kKernel, true>(own[r], shift + at, weight + at, products + r * kPointPanel,
                                     scale, lanes + r * kPointLanes, powers + r * stride_ + at);
@@ -157,21 +188,15 @@ class Full {
     }
   }
 
-  // A panel's columns lie far apart from one dimension to the next, in few sets of the cache: two
-  // vectors of them at a time move to where they are side by side, for all rows.
-  void add_group(const C* x, const C* panel, int64_t rows, C* slice, C* products) const {
+  void add_group(const C* x, int64_t batch, int64_t panel, int64_t rows, C* products) const {
     constexpr int kW = kWidth<C>;
+    const bool sliced = group_ == kManyRows;
+    const int64_t at = (batch * panels_ + panel) * p_.d * kPointPanel;
+    const C* const columns =
+        sliced ? aligned(slices_.data()) + at : static_cast<const C*>(p_.panels) + at;
+    const int64_t stride = sliced ? 2 * kW : kPointPanel;
     for (int column = 0; column < kPointPanel; column += 2 * kW) {
-      const C* y = panel + column;
-      int64_t stride = kPointPanel;
-      if (group_ == kManyRows) {
-        for (int64_t k = 0; k < p_.d; ++k) {
-          store(slice + k * 2 * kW, load(y + k * stride));
-          store(slice + k * 2 * kW + kW, load(y + k * stride + kW));
-        }
-        y = slice;
-        stride = 2 * kW;
-      }
+      const C* const y = columns + (sliced ? column * p_.d : column);
       for (int64_t r = 0; r < rows; r += kSub)
         add_columns<kKernel, kSub>(x + r * p_.d, y, stride, p_.d,
                                    products + r * kPointPanel + column);
@@ -221,6 +246,7 @@ class Full {
   const PointFullArgs& args_;
   const PointPairs& p_;
   const int64_t chunk_, chunks_, panels_, padded_, stride_, group_;
+  const Scratch<C> slices_;
 };
 
 template <PointKernel kKernel, typename C>

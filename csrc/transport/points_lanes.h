@@ -1,8 +1,12 @@
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 
-#include "core/registers.h"
+#include "core/vectors.h"
 #include "transport/points.h"
 
 // What the CPU kernels of clouds of points share: vectors, and the sums over the dimensions of some
@@ -14,37 +18,105 @@ namespace {
 using namespace transport;
 
 template <typename C>
-constexpr int kWidth = kRegisterBytes / static_cast<int>(sizeof(C));
+using Vec = Register<C>;
 template <typename C>
-struct VectorOf {
-  typedef C type __attribute__((vector_size(kRegisterBytes)));
-  typedef C Unaligned __attribute__((vector_size(kRegisterBytes), aligned(alignof(C)), may_alias));
-};
-template <typename C>
-using Vec = typename VectorOf<C>::type;
+constexpr int kWidth = kRegisterLanes<C>;
 
 template <typename C>
 inline Vec<C> load(const C* from) {
-  return *reinterpret_cast<const typename VectorOf<C>::Unaligned*>(from);
+  return load_register(from);
 }
 template <typename C>
 inline void store(C* to, const Vec<C>& x) {
-  *reinterpret_cast<typename VectorOf<C>::Unaligned*>(to) = x;
+  store_register(to, x);
+}
+
+// a > b ? a : b and a < b ? a : b. What compares false, a number that is none, gives b, as the
+// instructions have it; gcc makes two of each.
+inline Vec<float> greater(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline Vec<float> smaller(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+inline Vec<double> greater(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+inline Vec<double> smaller(Vec<double> a, Vec<double> b) { return a < b ? a : b; }
+
+// Four vectors, whose operations come in turn. One series after the other would fill the processor
+// with operations that wait for each other; the barrier keeps the compiler from making it so.
+template <typename V>
+struct Four {
+  V v[4];
+};
+template <typename V>
+inline Four<V> in_turn(V a, V b, V c, V d) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));
+#elif defined(__x86_64__)
+  asm("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d));
+#endif
+  return {{a, b, c, d}};
+}
+template <typename V, typename S>
+inline Four<V> operator+(const Four<V>& x, S y) {
+  return in_turn(x.v[0] + y, x.v[1] + y, x.v[2] + y, x.v[3] + y);
+}
+template <typename V, typename S>
+inline Four<V> operator-(const Four<V>& x, S y) {
+  return in_turn(x.v[0] - y, x.v[1] - y, x.v[2] - y, x.v[3] - y);
+}
+template <typename V>
+inline Four<V> operator-(const Four<V>& x, const Four<V>& y) {
+  return in_turn(x.v[0] - y.v[0], x.v[1] - y.v[1], x.v[2] - y.v[2], x.v[3] - y.v[3]);
+}
+template <typename V, typename S>
+inline Four<V> operator*(S x, const Four<V>& y) {
+  return in_turn(x * y.v[0], x * y.v[1], x * y.v[2], x * y.v[3]);
+}
+template <typename V>
+inline Four<V> operator*(const Four<V>& x, const Four<V>& y) {
+  return in_turn(x.v[0] * y.v[0], x.v[1] * y.v[1], x.v[2] * y.v[2], x.v[3] * y.v[3]);
+}
+template <typename V>
+inline Four<V> operator<<(const Four<V>& x, int bits) {
+  return in_turn(x.v[0] << bits, x.v[1] << bits, x.v[2] << bits, x.v[3] << bits);
 }
 
 // 2ˣ lane by lane, as power_of_two_at has it. Loops over lanes come out of gcc with branches made
 // into blends of both results, which take twice as long.
+inline Vec<float> cut(Vec<float> x) {
+  return smaller(Vec<float>{} + 128.0f, greater(Vec<float>{} - 127.0f, x));
+}
+inline Vec<double> cut(Vec<double> x) {
+  return smaller(Vec<double>{} + 1024.0, greater(Vec<double>{} - 1023.0, x));
+}
 inline Vec<float> powers_of(Vec<float> x) {
   typedef uint32_t Bits __attribute__((vector_size(kRegisterBytes)));
-  const Vec<float> low = Vec<float>{} - 127.0f, high = Vec<float>{} + 128.0f;
-  x = x < low ? low : x;
-  return power_of_two_float<Vec<float>, Bits>(x > high ? high : x);
+  return power_of_two_float<Vec<float>, Bits>(cut(x));
 }
 inline Vec<double> powers_of(Vec<double> x) {
   typedef uint64_t Bits __attribute__((vector_size(kRegisterBytes)));
-  const Vec<double> low = Vec<double>{} - 1023.0, high = Vec<double>{} + 1024.0;
-  x = x < low ? low : x;
-  return power_of_two_double<Vec<double>, Bits>(x > high ? high : x);
+  return power_of_two_double<Vec<double>, Bits>(cut(x));
+}
+inline Four<Vec<float>> powers_of(const Four<Vec<float>>& x) {
+  typedef uint32_t Bits __attribute__((vector_size(kRegisterBytes)));
+  return power_of_two_float<Four<Vec<float>>, Four<Bits>>(
+      {{cut(x.v[0]), cut(x.v[1]), cut(x.v[2]), cut(x.v[3])}});
+}
+inline Four<Vec<double>> powers_of(const Four<Vec<double>>& x) {
+  return {{powers_of(x.v[0]), powers_of(x.v[1]), powers_of(x.v[2]), powers_of(x.v[3])}};
 }
 
 template <typename M>
@@ -57,11 +129,6 @@ inline bool any_of(const M& mask) {
   memcpy(words, &all, sizeof(M));
   for (uint64_t w : words) any |= static_cast<int64_t>(w);
   return any != 0;
-}
-
-template <typename V>
-inline V greater(const V& a, const V& b) {
-  return a > b ? a : b;
 }
 
 // Rows i … i + count − 1 side by side: x[k kRows + r], products scaled, zeros behind the last.
@@ -151,7 +218,8 @@ inline void add_panel(const C* bias, const C* sums, C scale, C* most, C* lanes) 
       sum *= powers_of(before - by);
       store(most + l, top);
     }
-    sum += (powers_of(e0 - by) + powers_of(e1 - by)) + (powers_of(e2 - by) + powers_of(e3 - by));
+    const Four<V> powers = powers_of(Four<V>{{e0 - by, e1 - by, e2 - by, e3 - by}});
+    sum += (powers.v[0] + powers.v[1]) + (powers.v[2] + powers.v[3]);
     store(lanes + l, sum);
   }
 }

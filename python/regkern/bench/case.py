@@ -35,6 +35,8 @@ class Case:
         ``drop_block`` and ``inplace`` are listed as ``drop_block:inplace``.
     shape, small
         The default shape of ``x``, and one on which the reference is quick. Both have one rank.
+    compiled
+        What ``--against compiled`` times in place of the reference under torch.compile.
     make
         Builds the inputs from a shape, a dtype and a device.
     ours, reference
@@ -59,6 +61,7 @@ class Case:
     ours: Run = field(repr=False)
     reference: Run = field(repr=False)
     rivals: tuple[Rival, ...] = field(default=(), repr=False)
+    compiled: Rival | None = field(default=None, repr=False)
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     more_dtypes: tuple[torch.dtype, ...] = ()
     floor: Literal["copy", "mul_", "read"] = "copy"

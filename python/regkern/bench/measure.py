@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from regkern.bench.case import Case, Inputs, Run, Task, dtype_of
+from regkern.bench.case import Case, Inputs, Rival, Run, Task, dtype_of
 from regkern.bench.cases import all_cases
 from regkern.bench.check import difference, reason, tensors_of, with_grad
 from regkern.bench.floors import FLOORS, KEY, floor_bytes
@@ -56,7 +56,8 @@ def contenders(case: Case, against: Sequence[str]) -> list[Contender]:
     if "reference" in against:
         chosen.append(Contender(REFERENCE, "reference", "regkern", "", lambda: case.reference))
     if "compiled" in against:
-        chosen.append(Contender(COMPILED, "compiled", "regkern", "", lambda: _compiled(case)))
+        own = case.compiled or Rival(COMPILED, "regkern", lambda: _compiled(case))
+        chosen.append(Contender(own.name, "compiled", own.package, own.note, own.load))
     for rival in case.rivals:
         if "peers" in against or rival.package in against:
             chosen.append(Contender(rival.name, "peer", rival.package, rival.note, rival.load))

@@ -86,8 +86,9 @@ def taking_part(
         checks.on_device(op, "mask", mask, like)
         if mask.dtype != torch.bool:
             raise TypeError(f"regkern.{op}: expected `mask` of bools, got {mask.dtype}")
-        lead = len(shape) - mask.dim()
-        if lead < 0 or tuple(mask.shape) != shape[lead:]:
+        pairs = zip(reversed(mask.shape), reversed(shape), strict=False)
+        spread = mask.dim() <= len(shape) and all(s == 1 or s == d for s, d in pairs)
+        if not spread or mask.shape[-1:] != (size,):
             raise ValueError(
                 f"regkern.{op}: expected `mask` of shape {shape}, got {tuple(mask.shape)}"
             )

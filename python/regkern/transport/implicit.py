@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -98,6 +99,94 @@ def unrolled(
     return Potentials(f, g, error.detach(), count, status)
 
 
+#: Of conjugate gradients, at most.
+STEPS = 200
+
+
+class _AtOptimum(torch.autograd.Function):
+    """A function at optimal arguments: its derivative by them is 0, but that of its gradient is
+    not."""
+
+    @staticmethod
+    def forward(function: Callable[..., Tensor], count: int, *tensors: Tensor) -> Tensor:
+        return function(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.function, ctx.count = inputs[:2]
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        optimal, inputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Other tensors than those on which the optimum depends.
+            inputs = [t.view_as(t) if t.requires_grad else t for t in inputs]
+            value = ctx.function(*optimal, *inputs)
+            wanted = [t for t in inputs if t.requires_grad]
+            found = torch.autograd.grad(value, wanted, grad, create_graph=twice, allow_unused=True)
+        grads = iter(found)
+        mine = (next(grads) if t.requires_grad else None for t in inputs)
+        return (None, None, *(None for _ in optimal), *mine)
+
+
+def at_optimum(
+    function: Callable[..., Tensor], optimal: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
+) -> Tensor:
+    """function(*optimal, *inputs), where its derivative by ``optimal`` is known to be 0."""
+    result: Tensor = function_apply(_AtOptimum, function, len(optimal), *optimal, *inputs)
+    return result
+
+
+def conjugate_gradients(
+    image: Callable[[Tensor], Tensor],
+    right: Tensor,
+    condition: Callable[[Tensor], Tensor],
+    steps: int,
+) -> Tensor:
+    """x (B, n) with image(x) = right, which are symmetric and of no negative curvature; `condition`
+    is nearly the inverse."""
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(-1, keepdim=True)
+
+    x, residual = torch.zeros_like(right), right
+    direction = condition(residual)
+    size = dot(residual, direction)
+    limit = 1e-24 * size
+    for _ in range(steps):
+        along = image(direction)
+        curvature = dot(direction, along)
+        # What has converged, and what has no curvature left but rounding errors, stands still.
+        moves = (size > limit) & (curvature > 0)
+        if x.device.type == "cpu" and not bool(moves.any()):
+            break
+        step = torch.where(moves, size / torch.where(moves, curvature, 1.0), 0.0)
+        x = x + step * direction
+        residual = residual - step * along
+        z = condition(residual)
+        new = dot(residual, z)
+        ratio = torch.where(moves, new / torch.where(moves, size, 1.0), 0.0)
+        direction, size = z + ratio * direction, torch.where(moves, new, 0.0)
+    return x
+
+
+def pulled_back(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of the inputs; none of those that want none."""
+    kept = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    wanted = [t for t in inputs if t.requires_grad]
+    if not kept or not wanted:
+        return [None] * len(inputs)
+    found = torch.autograd.grad(
+        [o for o, _ in kept], wanted, [c for _, c in kept], allow_unused=True
+    )
+    grads = iter(found)
+    return [next(grads) if t.requires_grad else None for t in inputs]
+
+
 class _Implicit(torch.autograd.Function):
     """The potentials, as functions of what they were solved for."""
 
@@ -146,17 +235,8 @@ class _Implicit(torch.autograd.Function):
             shifted = centred(f, g, a, b, rho)
             first = torch.where(a > 0, first, 0.0)
             second = torch.where(b > 0, second, 0.0)
-            outputs, cotangents = (first, second, *shifted), (lf, lg, df, dg)
-            kept = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-            wanted = [t for t in inputs if t.requires_grad]
-            grads = iter(
-                torch.autograd.grad(
-                    [o for o, _ in kept], wanted, [c for _, c in kept], allow_unused=True
-                )
-                if kept
-                else [None] * len(wanted)
-            )
-        return (None, None, None, None, *(next(grads) if need else None for need in needs))
+            grads = pulled_back((first, second, *shifted), (lf, lg, df, dg), inputs)
+        return (None, None, None, None, *grads)
 
 
 def _adjoint(
@@ -203,29 +283,8 @@ def _adjoint(
     def schur(p: Tensor) -> Tensor:
         return projected(da * p - times(times(p, True) / db, False))
 
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).sum(-1, keepdim=True)
-
     right = projected(df - times(dg / db, False))
-    p = torch.zeros_like(right)
-    residual = right
-    z = projected(residual / da)
-    direction, rz = z, dot(residual, z)
-    limit = 1e-24 * rz
-    for _ in range(steps):
-        image = schur(direction)
-        curvature = dot(direction, image)
-        # What has converged, and what has no curvature left but rounding errors, stands still.
-        moves = (rz > limit) & (curvature > 0)
-        if p.device.type == "cpu" and not bool(moves.any()):
-            break
-        step = torch.where(moves, rz / torch.where(moves, curvature, 1.0), 0.0)
-        p = p + step * direction
-        residual = residual - step * image
-        z = projected(residual / da)
-        new = dot(residual, z)
-        ratio = torch.where(moves, new / torch.where(moves, rz, 1.0), 0.0)
-        direction, rz = z + ratio * direction, torch.where(moves, new, 0.0)
+    p = conjugate_gradients(schur, right, lambda v: projected(v / da), steps)
     q = torch.where(there, (dg - times(p, True)) / db, 0.0)
     return p * da, q * db
 

@@ -20,7 +20,8 @@ from regkern.transport.arguments import (
     weights_of,
 )
 from regkern.transport.dense import DenseCost
-from regkern.transport.implicit import Engine
+from regkern.transport.implicit import Engine, at_optimum
+from regkern.transport.partial_implicit import caps, implicit
 from regkern.transport.points import COSTS, PointCost
 from regkern.transport.result import Transport
 
@@ -57,34 +58,26 @@ def _solve(engine: DenseCost | PointCost, *problem: Any) -> tuple[Tensor, ...]:
         return result
 
 
-def _caps(weight: Tensor, eps: Tensor, entropy: str) -> Tensor:
-    """The largest potential of a point: 0, and −ε ln a relative to the plain entropy."""
-    if entropy == "kl":
-        return torch.zeros_like(weight)
-    there = weight > 0
-    return torch.where(there, -eps[:, None] * torch.where(there, weight, 1.0).log(), 0.0)
-
-
 def _value(
     engine: Engine,
+    entropy: str,
+    below_a: Tensor,
+    below_b: Tensor,
+    level: Tensor,
     a: Tensor,
     b: Tensor,
-    caps: tuple[Tensor, Tensor],
-    below: tuple[Tensor, Tensor],
-    level: Tensor,
     mass: Tensor,
     eps: Tensor,
-    entropy: str,
 ) -> Tensor:
     """The dual at potentials that are so far below their caps."""
-    f, g = (cap - gap for cap, gap in zip(caps, below, strict=True))
+    f, g = caps(a, eps, entropy) - below_a, caps(b, eps, entropy) - below_b
     raw = engine.softmin(b, g, eps, False)
     met = (a > 0) & raw.isfinite()
     apart = f + level[:, None] - torch.where(met, raw, 0.0)
     moved = torch.where(met, a * (torch.where(met, apart, 0.0) / eps[:, None]).exp(), 0.0).sum(-1)
     if entropy == "plain":
         # Of Σ P ln P, whose caps are 0.
-        gains = [-(w * gap).sum(-1) for w, gap in zip((a, b), below, strict=True)]
+        gains = [-(w * gap).sum(-1) for w, gap in ((a, below_a), (b, below_b))]
         return gains[0] + gains[1] + mass * level + eps * (mass - moved)
     gains = [(w * h).sum(-1) for w, h in zip((a, b), (f, g), strict=True)]
     return gains[0] + gains[1] + mass * level + eps * (a.sum(-1) * b.sum(-1) - moved)
@@ -106,6 +99,7 @@ def partial_transport(
     init: Transport | tuple[Tensor | None, Tensor] | None = None,
     mask: tuple[Tensor | None, Tensor | None] | None = None,
     lengths: tuple[Tensor | None, Tensor | None] | None = None,
+    gradient: str = "envelope",
     entropy: str = "kl",
 ) -> Transport:
     r"""Entropic transport of a part of the mass.
@@ -145,6 +139,11 @@ def partial_transport(
     mask, lengths : pair of Tensor, optional
         Which points take part: bools (..., n) and (..., m), or how many of the first ones.
         Either of a pair may be None. Without weights those that do have equal ones.
+    gradient : str
+        How the result is differentiated by costs or points, weights, mass and eps.
+        ``"envelope"``: the value alone, once. ``"implicit"``: also f, g, the plan and products with
+        it, by the implicit function theorem; the value of costs twice. Not
+        under ``torch.compile(fullgraph=True)``.
     entropy : str
         ``"kl"``: as above. ``"plain"``: :math:`\varepsilon \sum P \log P`, whose plan is another
         where weights are not uniform; that of POT's ``entropic_partial_wasserstein``.
@@ -168,8 +167,12 @@ def partial_transport(
     half-step moves m; there is no dummy point. Two reads of the cost an iteration, and nothing of
     its size is allocated. No call waits for the device.
 
-    Gradients of the value, once, by what it is at the optimum: dC = P, dm = h, and of the KL form
-    :math:`da = f + \varepsilon (1^T b - P 1 / a)`. Potentials and plan have none.
+    Gradients of the value by what it is at the optimum: dC = P, dm = h, and of the KL form
+    :math:`da = f + \varepsilon (1^T b - P 1 / a)`. Those of potentials and plan are a system in
+    the potentials that are below their caps, and h, with the plan in it as a product, by at most
+    200 conjugate gradients of two products each. They are right to what the plan is, and hold the
+    full points full: where a point is full that would be so at its cap as well, another change of
+    the problem would leave it not full, and has another derivative.
 
     References
     ----------
@@ -177,6 +180,7 @@ def partial_transport(
     regularized transportation problems", SIAM J. Sci. Comput. 37, 2015. L. Chapel, M. Z. Alaya and
     G. Gasso, "Partial optimal transport with applications on positive-unlabeled learning", 2020.
     """
+    checks.one_of(_OP, "gradient", gradient, ("envelope", "implicit"))
     checks.one_of(_OP, "entropy", entropy, ("kl", "plain"))
     checks.one_of(_OP, "cost_fn", cost_fn, COSTS)
     checks.at_least(_OP, "max_iter", max_iter, 1)
@@ -210,7 +214,7 @@ def partial_transport(
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     alone = engine.replaced(*(t.detach() for t in engine.tensors))
     fixed = [t.detach() for t in (a, b, moved, e)]
-    own = tuple(_caps(w, fixed[3], entropy) for w in fixed[:2])
+    own = tuple(caps(w, fixed[3], entropy) for w in fixed[:2])
     f, g, level, error, iterations, status = _solve(
         alone,
         *fixed[:2],
@@ -222,12 +226,25 @@ def partial_transport(
         check_every,
     )
     below = (own[0] - f, own[1] - g)
-    if wanted:
-        a, b, moved, e = (once(_OP, torch.where(w == 0, w.detach(), w)) for w in (a, b, moved, e))
-        engine = engine.replaced(*(once(_OP, t) for t in engine.tensors))
-    caps = (_caps(a, e, entropy), _caps(b, e, entropy))
-    value = _value(engine, a, b, caps, below, level, moved, e, entropy)
+    full = ((below[0] > 0) & (fixed[0] > 0), (below[1] > 0) & (fixed[1] > 0))
     f = f + level[:, None]
+    envelope = gradient == "envelope"
+    if wanted:
+        a, b, moved, e = (torch.where(t == 0, t.detach(), t) for t in (a, b, moved, e))
+    if wanted and envelope:
+        a, b, moved, e = (once(_OP, t) for t in (a, b, moved, e))
+        engine = engine.replaced(*(once(_OP, t) for t in engine.tensors))
+    if wanted and not envelope:
+        f, g, level = implicit(engine, entropy, (f, g, level), full, (a, b, moved, e))
+        at_a, at_b = caps(a, e, entropy) + level[:, None] - f, caps(b, e, entropy) - g
+        below = (torch.where(full[0], at_a, 0.0), torch.where(full[1], at_b, 0.0))
+
+        def dual(*given: Tensor) -> Tensor:
+            return _value(engine.replaced(*given[7:]), entropy, *given[:7])
+
+        value = at_optimum(dual, (*below, level), (a, b, moved, e, *engine.tensors))
+    else:
+        value = _value(engine, entropy, *below, level, a, b, moved, e)
     wide = compute_dtype(like)
 
     def back(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -240,8 +257,8 @@ def partial_transport(
         error=back(error, wide),
         iterations=back(iterations),
         status=back(status),
-        _engine=alone,
-        _given=(fixed[0], fixed[1], f, g, fixed[3]),
+        _engine=alone if envelope else engine,
+        _given=(fixed[0], fixed[1], f, g, fixed[3]) if envelope else (a, b, f, g, e),
         _batch=batch,
     )
 

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype, function_apply
-from regkern.transport.arguments import is_eager, once, pair_of, problem_of, readable
+from regkern._registration import compute_dtype
+from regkern.transport.arguments import (
+    is_eager,
+    once,
+    pair_of,
+    problem_of,
+    readable,
+    taking_part,
+)
 from regkern.transport.dense import DenseCost, Potentials, Settings
-from regkern.transport.implicit import Engine, implicit, target, unrolled
+from regkern.transport.implicit import STEPS, Engine, at_optimum, implicit, target, unrolled
 from regkern.transport.result import Given, Transport
 from regkern.transport.small import (
     SmallSolution,
@@ -25,7 +32,6 @@ from regkern.transport.small import (
 
 _OP = "sinkhorn"
 COSTS = ("sqeuclidean", "half_sqeuclidean", "euclidean", "cosine", "dot")
-_ITERATIONS_OF_CG = 200
 
 Number = float | Tensor
 Init = tuple[Tensor | None, Tensor | None] | Transport
@@ -69,18 +75,7 @@ def _weights(
 ) -> Tensor:
     """Weights (B, n), double: uniform over what is there if none are given."""
     size = shape[-1]
-    kept = None
-    if mask is not None:
-        checks.on_device(_OP, "mask", mask, like)
-        if mask.dtype != torch.bool or mask.shape[-1:] != (size,):
-            _fail(f"a mask of bools (..., {size})", f"{mask.dtype} {tuple(mask.shape)}")
-        kept = mask.expand(shape)
-    if length is not None:
-        checks.on_device(_OP, "lengths", length, like)
-        if length.is_floating_point() or tuple(length.shape) != shape[:-1]:
-            _fail(f"integer `lengths` of shape {shape[:-1]}", f"{length.dtype} {length.shape}")
-        first = torch.arange(size, device=like.device) < length[..., None]
-        kept = first if kept is None else kept & first
+    kept = taking_part(_OP, mask, length, shape, like)
     if given is None:
         if kept is None:
             weight = torch.full(shape, 1.0 / max(1, size), dtype=torch.float64, device=like.device)
@@ -201,44 +196,6 @@ def _value(
     else:
         mass = (b if hard else target(b, g, rho[1])).sum(-1)
     return dual - eps * (mass - a.sum(-1) * b.sum(-1))
-
-
-class _Value(torch.autograd.Function):
-    """The value at potentials that are optimal: its derivative by them is 0, but that of its
-    gradient is not."""
-
-    @staticmethod
-    def forward(
-        engine: Engine,
-        f: Tensor,
-        g: Tensor,
-        a: Tensor,
-        b: Tensor,
-        eps: Tensor,
-        rho: Tensor,
-        *tensors: Tensor,
-    ) -> Tensor:
-        return _value(engine.replaced(*tensors), a, b, f, g, eps, rho, True, False)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.engine = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        f, g, *inputs = ctx.saved_tensors
-        twice = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Other tensors than those on which f and g depend.
-            inputs = [t.view_as(t) if t.requires_grad else t for t in inputs]
-            a, b, eps, rho, *tensors = inputs
-            engine = ctx.engine.replaced(*tensors)
-            value = _value(engine, a, b, f, g, eps, rho, True, False)
-            wanted = [t for t in inputs if t.requires_grad]
-            found = torch.autograd.grad(value, wanted, grad, create_graph=twice, allow_unused=True)
-        grads = iter(found)
-        return (None, None, None, *(next(grads) if t.requires_grad else None for t in inputs))
 
 
 def _points(x: Tensor, y: Tensor, cost_fn: str, batch: int, name: str | None) -> Engine:
@@ -451,14 +408,19 @@ def sinkhorn(
         else:
             found = alone.solve(*fixed, settings, e_start, f0, g0)
             if gradient == "implicit" and wanted:
-                found = implicit(costs, found, a, b, e, reach, _ITERATIONS_OF_CG)
+                found = implicit(costs, found, a, b, e, reach, STEPS)
         f, g = found.f, found.g
         problem = (*fixed[:2], f, g, fixed[2]) if envelope else (a, b, f, g, e)
         if envelope and wanted:
             a, b, e, reach = (once(_OP, t) for t in (a, b, e, reach))
             costs = costs.replaced(*(once(_OP, t) for t in costs.tensors))
         if gradient == "implicit" and wanted:
-            value = function_apply(_Value, costs, f, g, a, b, e, reach, *costs.tensors)
+
+            def dual(f: Tensor, g: Tensor, *given: Tensor) -> Tensor:
+                a, b, e, reach, *tensors = given
+                return _value(costs.replaced(*tensors), a, b, f, g, e, reach, True, False)
+
+            value = at_optimum(dual, (f, g), (a, b, e, reach, *costs.tensors))
         else:
             value = _value(costs, a, b, f, g, e, reach, wanted, rho is None)
     if entropy == "plain":

@@ -13,6 +13,8 @@ from regkern.bench.rivals import pot
 from regkern.reference.transport import normalize as reference
 from regkern.transport import normalize
 
+_PLAIN = "of the first rival's loop"
+
 
 def _logits(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
     return {"x": torch.randn(shape, dtype=torch.float32, device=device).to(dtype)}
@@ -81,6 +83,7 @@ def _case(
     ]
     if "eps" in options:
         rivals = [Rival("mHC's code", "torch", lambda: bound(_hyper))]
+    plain = _hyper if "eps" in options else _scaling
     return Case(
         op="sinkhorn_normalize",
         variant=variant,
@@ -90,6 +93,7 @@ def _case(
         ours=partial(_ours, n_iter=n_iter, **options),
         reference=partial(_reference, n_iter=n_iter, **options),
         rivals=tuple(rivals),
+        compiled=Rival("torch.compile", "torch", lambda: torch.compile(bound(plain)), _PLAIN),
         more_dtypes=(torch.float64, torch.bfloat16),
         passes=2.0,
         differentiable=True,

@@ -54,12 +54,17 @@ def _logits(run: Any, i: Inputs, n_iter: int) -> Any:
     return run({"x": -i["x"]}, n_iter=n_iter)
 
 
-def _through_scaling(i: Inputs, n_iter: int) -> Tensor:
-    """Autograd through the scaling form, for the gradient of <P, C>."""
+def _moved(cost: Tensor, n_iter: int) -> Tensor:
+    """<P, C> by the scaling form."""
+    total: Tensor = (transport_normalize._scaling({"x": -cost}, n_iter) * cost).sum()
+    return total
+
+
+def _through_scaling(i: Inputs, n_iter: int, moved: Any = _moved) -> Tensor:
+    """Autograd through the scaling form."""
     with torch.enable_grad():
         cost = i["x"].detach().requires_grad_()
-        plan = transport_normalize._scaling({"x": -cost}, n_iter)
-        slope: Tensor = torch.autograd.grad((plan * cost).sum(), cost)[0]
+        slope: Tensor = torch.autograd.grad(moved(cost, n_iter), cost)[0]
         return slope
 
 
@@ -79,6 +84,12 @@ def _case(
             "overflows as well",
         ),
     )
+
+    def compiled() -> Any:
+        if gradient:
+            return bound(partial(_through_scaling, moved=torch.compile(_moved)))
+        return torch.compile(bound(scaling))
+
     if gradient:
         rivals = (Rival("scaling by bmm", "torch", lambda: bound(_through_scaling), "by autograd"),)
     return Case(
@@ -90,6 +101,7 @@ def _case(
         ours=bound(_ours_gradient if gradient else _ours),
         reference=bound(_eager_gradient if gradient else _eager),
         rivals=rivals,
+        compiled=Rival("torch.compile", "torch", compiled, "of the loop that scales by bmm"),
         more_dtypes=(torch.float64, torch.bfloat16),
         floor="read",
         passes=1.0,
@@ -102,4 +114,5 @@ CASES = (
     _case("32x32", (512, 32, 32), (2, 20, 17), 20, False),
     _case("128x128", (64, 128, 128), (2, 20, 17), 100, False),
     _case("4x4_gradient", (4096, 4, 4), (9, 4, 4), 20, True),
+    _case("8x8_gradient", (4096, 8, 8), (5, 8, 8), 20, True),
 )
