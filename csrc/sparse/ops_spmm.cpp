@@ -26,22 +26,27 @@ int tile_of(const Pattern& pattern, Dtype dtype, int64_t batch) {
   return batch_tile(dtype == Dtype::float64, rows > columns ? rows : columns, batch);
 }
 
-// x in tiles; `kept` holds their memory.
-BatchTiles tiles_of(const Tensor& x, const Side& side, int tile, bool feature_major, Tensor* kept,
-                    const OnDevice& device) {
+constexpr bool kOnCuda = !kValuesReadable;
+
+bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+
+// x in tiles; `kept` holds their memory. What is summed over the batch on CUDA is interleaved.
+BatchTiles tiles_of(const Tensor& x, const Side& side, int tile, bool feature_major, bool summed,
+                    Tensor* kept, const OnDevice& device) {
   const Tensor dense = torch::stable::contiguous(x);
-  const bool direct = feature_major && side.batch % tile == 0 &&
-                      (side.dtype == Dtype::float32 || side.dtype == Dtype::float64);
-  if (direct) {
+  const bool as_it_is = kOnCuda ? !summed && is_aligned(dense.const_data_ptr())
+                                : side.dtype == Dtype::float32 || side.dtype == Dtype::float64;
+  if (feature_major && side.batch % tile == 0 && as_it_is) {
     *kept = dense;
-    return {dense.const_data_ptr(), side.batch, tile};
+    return {dense.const_data_ptr(), side.batch, tile, false};
   }
   const int64_t tiles = (side.batch + tile - 1) / tile;
-  *kept = new_tensor(x, {tiles, side.features, tile}, compute_type(side.dtype));
-  backend::sparse_pack(PackArgs{side.dtype, tile, side.batch, side.features, feature_major,
+  *kept = new_tensor(x, {tiles, side.features, tile},
+                     kOnCuda ? x.scalar_type() : compute_type(side.dtype));
+  backend::sparse_pack(PackArgs{side.dtype, tile, side.batch, side.features, feature_major, kOnCuda,
                                 dense.const_data_ptr(), kept->mutable_data_ptr()},
                        device);
-  return {kept->const_data_ptr(), tile, side.features * tile};
+  return {kept->const_data_ptr(), tile, side.features * tile, kOnCuda};
 }
 
 std::vector<int64_t> sizes_by(bool feature_major, int64_t batch, int64_t features) {
@@ -66,7 +71,7 @@ Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Te
   args.tile = tile_of(pattern, side.dtype, side.batch);
   args.batch = side.batch;
   args.view = view;
-  args.x = tiles_of(x, side, args.tile, feature_major, &kept, device);
+  args.x = tiles_of(x, side, args.tile, feature_major, false, &kept, device);
   args.values = w.const_data_ptr();
   args.bias = bias.has_value() ? own_bias.const_data_ptr() : nullptr;
   args.activation = activation;
@@ -136,12 +141,19 @@ void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor*
   args.tile = tile_of(pattern, of_x.dtype, of_x.batch);
   args.batch = of_x.batch;
   args.view = view;
-  args.x = tiles_of(x, of_x, args.tile, feature_major, &kept_x, device);
-  args.g = tiles_of(g, of_g, args.tile, feature_major, &kept_g, device);
+  args.x = tiles_of(x, of_x, args.tile, feature_major, true, &kept_x, device);
+  args.g = tiles_of(g, of_g, args.tile, feature_major, true, &kept_g, device);
   args.values = values != nullptr ? values->const_data_ptr() : nullptr;
   args.feature_major = feature_major;
   args.dx = dx != nullptr ? dx->mutable_data_ptr() : nullptr;
   args.dvalues = dvalues->mutable_data_ptr();
+  Tensor partial;
+  const int64_t tiles = (of_x.batch + args.tile - 1) / args.tile;
+  if (kOnCuda && tiles > 1) {
+    const int64_t side_by_side = tiles < kPartialTiles ? tiles : kPartialTiles;
+    partial = new_tensor(x, {side_by_side, view.nnz}, compute_type(of_x.dtype));
+    args.partial = partial.mutable_data_ptr();
+  }
   if (view.rows > 0) backend::sparse_sddmm(args, device);
 }
 

@@ -20,6 +20,9 @@
 // batch side by side, zeros behind the last one. What belongs to an entry of W is a few vectors
 // then.
 //
+// On CUDA tiles are of the dtype of x, and those that were packed are interleaved: what belongs to
+// a lane, below, is side by side, so that a thread's 16 bytes hold whole lanes.
+//
 // The order of sums is the same everywhere. A sum over entries goes by entry. A sum over the batch:
 // in a tile, element k belongs to lane k mod kBatchLanes, which adds its products in order; the
 // lanes are folded in halves, and the tiles are added in order. No product is fused with a sum.
@@ -44,6 +47,7 @@ struct SparseView {
 struct BatchTiles {
   const void* data;
   int64_t pitch, stride;
+  bool interleaved;  // element k is at interleaved_place(k, tile) instead
 };
 
 struct PackArgs {
@@ -51,12 +55,13 @@ struct PackArgs {
   int tile;
   int64_t batch, features;
   bool feature_major;  // x is (features, batch)
+  bool interleaved;    // tiles are, and of x's dtype, as CUDA has them
   const void* x;
-  void* tiles;  // (tiles, features, tile) in the compute type
+  void* tiles;  // (tiles, features, tile) in the compute type, or in x's
 };
 
 struct SpmmArgs {
-  Dtype dtype;  // of y; all else is in the compute type
+  Dtype dtype;  // of y, and of tiles on CUDA; all else is in the compute type
   int tile;
   int64_t batch;
   SparseView view;
@@ -70,7 +75,7 @@ struct SpmmArgs {
 };
 
 struct SddmmArgs {
-  Dtype dtype;  // of dx
+  Dtype dtype;  // of dx, and of tiles on CUDA
   int tile;
   int64_t batch;
   SparseView view;     // by columns: its rows are the features of x
@@ -80,7 +85,20 @@ struct SddmmArgs {
   bool feature_major;  // dx is (view.rows, batch)
   void* dx;            // Wᵀ g, or null
   void* dvalues;       // (nnz), in the order of the values
+  void* partial;       // (up to kPartialTiles, nnz) for the sums of several tiles; on CUDA alone
 };
+
+// Tiles whose sums CUDA keeps side by side before it adds them up.
+constexpr int kPartialTiles = 8;
+
+// Where an interleaved tile of so many elements has element k, and the element that is at a place.
+REGKERN_HD int interleaved_place(int k, int tile) {
+  return k % kBatchLanes * (tile / kBatchLanes) + k / kBatchLanes;
+}
+REGKERN_HD int interleaved_element(int place, int tile) {
+  const int each = tile / kBatchLanes;
+  return place % each * kBatchLanes + place / each;
+}
 
 // The elements of a tile: as many bytes for both compute types. Half of it for few elements of the
 // batch, and for so many features that an entry is not found in the second cache either way.
