@@ -122,7 +122,8 @@ Tensor sparse_linear_t(const Tensor& g, const Tensor& values, const Tensor& offs
 }
 
 void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor* values,
-            const Pattern& pattern, bool feature_major, const Tensor* dx, Tensor* dvalues) {
+            const Pattern& pattern, bool feature_major, const Tensor* dx, Tensor* dvalues,
+            bool whole_tiles = false) {
   const SparseView& view = pattern.by_columns;
   const Side of_x = side_of(check, x, "x", view.rows, feature_major);
   const Side of_g = side_of(check, g, "g", view.columns, feature_major);
@@ -147,9 +148,12 @@ void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor*
   args.feature_major = feature_major;
   args.dx = dx != nullptr ? dx->mutable_data_ptr() : nullptr;
   args.dvalues = dvalues->mutable_data_ptr();
+  const bool halves = of_x.dtype == Dtype::bfloat16 || of_x.dtype == Dtype::float16;
+  args.whole_tiles = kOnCuda && halves && dx == nullptr &&
+                     (whole_tiles || tiles_pay(view.rows, view.columns, view.nnz));
   Tensor partial;
   const int64_t tiles = (of_x.batch + args.tile - 1) / args.tile;
-  if (kOnCuda && tiles > 1) {
+  if (kOnCuda && !args.whole_tiles && tiles > 1) {
     const int64_t side_by_side = tiles < kPartialTiles ? tiles : kPartialTiles;
     partial = new_tensor(x, {side_by_side, view.nnz}, compute_type(of_x.dtype));
     args.partial = partial.mutable_data_ptr();
@@ -157,14 +161,28 @@ void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor*
   if (view.rows > 0) backend::sparse_sddmm(args, device);
 }
 
+Tensor sample_alone(const char* name, bool whole_tiles, const Tensor& g, const Tensor& x,
+                    const Tensor& offsets, const Tensor& index, const Tensor& t_offsets,
+                    const Tensor& t_index, const Tensor& t_order, bool feature_major) {
+  const Checks check(name);
+  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  Tensor dvalues;
+  sample(check, g, x, nullptr, pattern, feature_major, nullptr, &dvalues, whole_tiles);
+  return dvalues;
+}
+
 Tensor sddmm(const Tensor& g, const Tensor& x, const Tensor& offsets, const Tensor& index,
              const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
              bool feature_major) {
-  const Checks check("sddmm");
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
-  Tensor dvalues;
-  sample(check, g, x, nullptr, pattern, feature_major, nullptr, &dvalues);
-  return dvalues;
+  return sample_alone("sddmm", false, g, x, offsets, index, t_offsets, t_index, t_order,
+                      feature_major);
+}
+
+Tensor sddmm_tiles(const Tensor& g, const Tensor& x, const Tensor& offsets, const Tensor& index,
+                   const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
+                   bool feature_major) {
+  return sample_alone("sddmm_tiles", true, g, x, offsets, index, t_offsets, t_index, t_order,
+                      feature_major);
 }
 
 std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& g, const Tensor& x,
@@ -201,6 +219,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
       "sddmm(Tensor g, Tensor x, Tensor offsets, Tensor index, Tensor t_offsets, Tensor t_index, "
       "Tensor t_order, bool feature_major) -> Tensor");
   m.def(
+      "sddmm_tiles(Tensor g, Tensor x, Tensor offsets, Tensor index, Tensor t_offsets, Tensor "
+      "t_index, Tensor t_order, bool feature_major) -> Tensor");
+  m.def(
       "sparse_linear_backward(Tensor g, Tensor x, Tensor values, Tensor offsets, Tensor index, "
       "Tensor t_offsets, Tensor t_index, Tensor t_order, bool feature_major) -> (Tensor dx, "
       "Tensor dvalues)");
@@ -212,6 +233,7 @@ STABLE_TORCH_LIBRARY_IMPL(REGKERN_LIBRARY, REGKERN_DISPATCH_KEY, m) {
   m.impl("sparse_linear_activated", TORCH_BOX(&sparse_linear_activated));
   m.impl("sparse_linear_t", TORCH_BOX(&sparse_linear_t));
   m.impl("sddmm", TORCH_BOX(&sddmm));
+  m.impl("sddmm_tiles", TORCH_BOX(&sddmm_tiles));
   m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward));
 }
 

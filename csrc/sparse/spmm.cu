@@ -53,11 +53,13 @@ __global__ void __launch_bounds__(kTeamThreads, 5) sparse_spmm_kernel(SpmmArgs a
   const C* const bias = static_cast<const C*>(args.bias);
   const int lane = static_cast<int>(threadIdx.x) % kSize;
   const int team = static_cast<int>(threadIdx.x) / kSize;
-  const int64_t groups = ceil_div(view.rows, int64_t{kRows});
-  const int64_t units = ceil_div(args.batch, int64_t{BT}) * groups;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+  // 32 bits are enough for groups of rows of tiles, each of which is 512 results and more, and keep
+  // clear of divisions that are calls.
+  const auto groups = static_cast<uint32_t>(ceil_div(view.rows, int64_t{kRows}));
+  const uint32_t units = static_cast<uint32_t>(ceil_div(args.batch, int64_t{BT})) * groups;
+  for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     // Tile by tile: blocks that run side by side find the same one in the caches.
-    const int64_t t = unit / groups, first = unit % groups * kRows;
+    const int64_t t = unit / groups, first = int64_t{unit % groups} * kRows;
     const T* const tile = static_cast<const T*>(args.x.data) + t * args.x.stride + lane * kOwn;
     rank_rows(view, first, rows);
     const int j = rows->ranked[team];
@@ -80,11 +82,20 @@ __global__ void __launch_bounds__(kTeamThreads, 5) sparse_spmm_kernel(SpmmArgs a
     }
     share_row<BT>(sums, lane, args.x.interleaved, shared + j * (BT + 1));
     __syncthreads();
-    write_block<T, BT, kRows>(shared, args.activation, args.feature_major, args.batch, view.rows,
-                              t * BT, first, static_cast<T*>(args.y));
     if (args.z != nullptr)
-      write_block<T, BT, kRows>(shared, Activation::none, args.feature_major, args.batch, view.rows,
-                                t * BT, first, static_cast<T*>(args.z));
+      write_block<T, BT, kRows>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
+                                static_cast<T*>(args.z));
+    if (args.activation != Activation::none) {
+      if (args.z != nullptr) __syncthreads();
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < kRows * BT; i += kTeamThreads) {
+        C* const at = shared + i / BT * (BT + 1) + i % BT;
+        *at = activated(args.activation, *at);
+      }
+      __syncthreads();
+    }
+    write_block<T, BT, kRows>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
+                              static_cast<T*>(args.y));
     __syncthreads();
   }
 }
@@ -115,8 +126,8 @@ __device__ __forceinline__ C folded(const C (&lanes)[kCount][kLanes]) {
 }
 
 template <typename T, int BT, bool kDx>
-__global__ void __launch_bounds__(kTeamThreads, kDx ? 4 : 5)
-    sparse_sddmm_kernel(SddmmArgs args, int64_t first_tile, int64_t tiles) {
+__global__ void __launch_bounds__(kTeamThreads, kDx ? 5 : 6)
+    sparse_sddmm_kernel(SddmmArgs args, int64_t first_tile, uint32_t tiles) {
   using C = compute_t<T>;
   using Own = Team<T, BT>;
   constexpr int kOwn = Own::kOwn, kSize = Own::kSize, kRows = kGroupRows<T, BT>;
@@ -128,13 +139,14 @@ __global__ void __launch_bounds__(kTeamThreads, kDx ? 4 : 5)
   const C* const values = kDx ? static_cast<const C*>(args.values) : nullptr;
   const int lane = static_cast<int>(threadIdx.x) % kSize;
   const int team = static_cast<int>(threadIdx.x) / kSize;
-  const int64_t groups = ceil_div(view.rows, int64_t{kRows});
-  for (int64_t unit = blockIdx.x; unit < tiles * groups; unit += gridDim.x) {
-    const int64_t local = unit / groups, t = first_tile + local;
-    const int64_t first = unit % groups * kRows;
+  const auto groups = static_cast<uint32_t>(ceil_div(view.rows, int64_t{kRows}));
+  for (uint32_t unit = blockIdx.x; unit < tiles * groups; unit += gridDim.x) {
+    const uint32_t local = unit / groups;
+    const int64_t t = first_tile + local, first = int64_t{unit % groups} * kRows;
     const T* const g = static_cast<const T*>(args.g.data) + t * args.g.stride + lane * kOwn;
-    C* const partial =
-        args.partial != nullptr ? static_cast<C*>(args.partial) + local * view.nnz : nullptr;
+    C* const partial = args.partial != nullptr
+                           ? static_cast<C*>(args.partial) + int64_t{local} * view.nnz
+                           : nullptr;
     rank_rows(view, first, rows);
     const int j = rows->ranked[team];
     C x[kOwn] = {}, sums[kOwn] = {};
@@ -180,8 +192,8 @@ __global__ void __launch_bounds__(kTeamThreads, kDx ? 4 : 5)
     if constexpr (kDx) {
       share_row<BT>(sums, lane, args.g.interleaved, shared + j * (BT + 1));
       __syncthreads();
-      write_block<T, BT, kRows>(shared, Activation::none, args.feature_major, args.batch, view.rows,
-                                t * BT, first, static_cast<T*>(args.dx));
+      write_block<T, BT, kRows>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
+                                static_cast<T*>(args.dx));
     }
     __syncthreads();
   }
@@ -242,6 +254,7 @@ void sparse_spmm(const SpmmArgs& args, Context context) {
 }
 
 void sparse_sddmm(const SddmmArgs& args, Context context) {
+  if (args.whole_tiles) return sparse_sddmm_tiles(args, context);
   const auto stream = static_cast<cudaStream_t>(context.stream);
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);

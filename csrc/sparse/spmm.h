@@ -85,11 +85,25 @@ struct SddmmArgs {
   bool feature_major;  // dx is (view.rows, batch)
   void* dx;            // Wᵀ g, or null
   void* dvalues;       // (nnz), in the order of the values
+  bool whole_tiles;    // without dx and in halves, on CUDA alone: see below
   void* partial;       // (up to kPartialTiles, nnz) for the sums of several tiles; on CUDA alone
 };
 
 // Tiles whose sums CUDA keeps side by side before it adds them up.
 constexpr int kPartialTiles = 8;
+
+// Tiles of gᵀ x that have an entry may be computed whole on CUDA, by tensor cores, and the entries
+// be picked from them. An entry by itself reads a vector of g for each element of the batch, a tile
+// of kProductTile² reads 2 kProductTile of them: from that many entries in a tile on it reads less.
+// Tensor cores have an order of sums of their own; nowhere else are the bits not those of the CPU.
+// Of n products with a sum of magnitudes S the error is below n 2⁻²² S.
+constexpr int kProductTile = 64;
+constexpr int64_t kFewestForTiles = int64_t{1} << 16;  // entries: less is too small a difference
+REGKERN_HD bool tiles_pay(int64_t rows, int64_t columns, int64_t nnz) {
+  const double share =
+      static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
+  return nnz >= kFewestForTiles && share * kProductTile * kProductTile >= 2.0 * kProductTile;
+}
 
 // Where an interleaved tile of so many elements has element k, and the element that is at a place.
 REGKERN_HD int interleaved_place(int k, int tile) {

@@ -7,6 +7,10 @@
 // How the threads of a block share the rows of a sparse matrix and the elements of a tile.
 
 namespace regkern::cuda {
+
+// dvalues from whole tiles of gᵀ x, by tensor cores.
+void sparse_sddmm_tiles(const sparse::SddmmArgs& args, Context context);
+
 namespace {
 
 using namespace sparse;
@@ -49,6 +53,7 @@ __device__ __forceinline__ void rank_rows(const SparseView& view, int64_t first,
   if (i < kRows) {
     const int64_t own = rows->offsets[i + 1] - rows->offsets[i];
     int rank = 0;
+#pragma unroll 1
     for (int j = 0; j < kRows; ++j) {
       const int64_t other = rows->offsets[j + 1] - rows->offsets[j];
       rank += (other > own || (other == own && j < i)) ? 1 : 0;
@@ -148,17 +153,37 @@ __device__ __forceinline__ void share_row(const C (&numbers)[kOwn], int lane, bo
   }
 }
 
-// Results of a block, (kRows, BT), activated and written to where y has them.
+// Results of a block, (kRows, BT), to where y has them: 16 bytes at once where it is aligned.
 template <typename T, int BT, int kRows>
-__device__ __forceinline__ void write_block(const compute_t<T>* shared, Activation activation,
-                                            bool feature_major, int64_t batch, int64_t features,
-                                            int64_t b, int64_t r, T* y) {
-  for (int i = static_cast<int>(threadIdx.x); i < BT * kRows; i += kTeamThreads) {
+__device__ __forceinline__ void write_block(const compute_t<T>* shared, bool feature_major,
+                                            int64_t batch, int64_t features, int64_t b, int64_t r,
+                                            T* y) {
+  constexpr int kOwn = kLanesOf<T>, kPitch = BT + 1;
+  static_assert(kRows % kOwn == 0);
+  const int64_t inner = feature_major ? batch : features;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (inner % kOwn == 0 && reinterpret_cast<std::uintptr_t>(y) % kVectorBytes == 0) {
+#pragma unroll 1
+    for (int i = thread; i < BT * kRows / kOwn; i += kTeamThreads) {
+      const int k = feature_major ? i % (BT / kOwn) * kOwn : i / (kRows / kOwn);
+      const int j = feature_major ? i / (BT / kOwn) : i % (kRows / kOwn) * kOwn;
+      if (b + k >= batch || r + j >= features) continue;
+      Vector<T, kOwn> vector;
+#pragma unroll
+      for (int v = 0; v < kOwn; ++v)
+        narrow(shared[j * kPitch + k + v * (feature_major ? 1 : kPitch)], vector.v + v);
+      store_vector(vector,
+                   y + (feature_major ? (r + j) * batch + b + k : (b + k) * features + r + j));
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = thread; i < BT * kRows; i += kTeamThreads) {
     const int k = feature_major ? i % BT : i / kRows;
     const int j = feature_major ? i / BT : i % kRows;
     if (b + k >= batch || r + j >= features) continue;
-    y[feature_major ? (r + j) * batch + b + k : (b + k) * features + r + j] =
-        narrowed<T>(activated(activation, shared[j * (BT + 1) + k]));
+    narrow(shared[j * kPitch + k],
+           y + (feature_major ? (r + j) * batch + b + k : (b + k) * features + r + j));
   }
 }
 

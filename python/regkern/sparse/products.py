@@ -382,6 +382,26 @@ def spmm_t(
     return _back(_linear_t(flat, values, *pattern.tensors(), feature_major), g, feature_major)
 
 
+def sampled(
+    op: str, call: Op, g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool
+) -> Tensor:
+    """gᵀ x at the entries of a pattern, by an op of that name."""
+    checks.floating(op, "g", g)
+    _check_pattern(op, pattern, g)
+    checks.floating(op, "x", x)
+    checks.on_device(op, "x", x, g)
+    flat_g = _flat(op, "g", g, pattern.shape[0], feature_major)
+    flat_x = _flat(op, "x", x, pattern.shape[1], feature_major)
+    batch = (g.shape[1:], x.shape[1:]) if feature_major else (g.shape[:-1], x.shape[:-1])
+    if batch[0] != batch[1] or g.dtype != x.dtype:
+        raise ValueError(
+            f"regkern.{op}: expected `x` of the batch and dtype of `g` {tuple(g.shape)} {g.dtype}, "
+            f"got {tuple(x.shape)} {x.dtype}"
+        )
+    values: Tensor = call(flat_g, flat_x, *pattern.tensors(), feature_major)
+    return values
+
+
 def sddmm(g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool = False) -> Tensor:
     r"""The product of two dense matrices at the entries of a pattern alone.
 
@@ -409,20 +429,7 @@ def sddmm(g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool = Fa
     -----
     The gradient of a dense weight where only some of it is trained: 2 nnz operations an element of
     the batch, and nothing of the size of the weight. Sums are in the order of
-    :func:`sparse_linear`'s.
+    :func:`sparse_linear`'s, but for those of halves on CUDA by tensor cores, where that reads less:
+    see :func:`~regkern.sparse.tensor_cores.sddmm_tiles`.
     """
-    op = "sddmm"
-    checks.floating(op, "g", g)
-    _check_pattern(op, pattern, g)
-    checks.floating(op, "x", x)
-    checks.on_device(op, "x", x, g)
-    flat_g = _flat(op, "g", g, pattern.shape[0], feature_major)
-    flat_x = _flat(op, "x", x, pattern.shape[1], feature_major)
-    batch = (g.shape[1:], x.shape[1:]) if feature_major else (g.shape[:-1], x.shape[:-1])
-    if batch[0] != batch[1] or g.dtype != x.dtype:
-        raise ValueError(
-            f"regkern.{op}: expected `x` of the batch and dtype of `g` {tuple(g.shape)} {g.dtype}, "
-            f"got {tuple(x.shape)} {x.dtype}"
-        )
-    values: Tensor = _sddmm(flat_g, flat_x, *pattern.tensors(), feature_major)
-    return values
+    return sampled("sddmm", _sddmm, g, x, pattern, feature_major)
