@@ -10,6 +10,7 @@ import torch
 from recording import equal
 from regkern.reference.sparse import products as reference
 from regkern.sparse import SparsePattern, sddmm
+from regkern.sparse.pattern import longest_first
 from regkern.sparse.tensor_cores import sddmm_tiles
 from torch import Tensor
 
@@ -36,14 +37,18 @@ def _pattern(rows: int, columns: int, share: float) -> SparsePattern:
     return SparsePattern.from_mask(mask)
 
 
-def _check_all(cuda: Any, pattern: SparsePattern, batch: int, major: bool, dtype: Any) -> None:
+def _check_all(
+    cuda: Any, pattern: SparsePattern, batch: int, major: bool, dtype: Any, ordered: bool = False
+) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rows, columns = pattern.shape
     x, g = _normal(batch, columns, dtype=dtype), _normal(batch, rows, dtype=dtype, salt=1)
     if major:
         x, g = x.t().contiguous(), g.t().contiguous()
     values, bias = _normal(pattern.nnz, dtype=wide, salt=2), _normal(rows, dtype=wide, salt=3)
-    given = (*pattern.tensors(), major)
+    given = (*pattern.operands(), major)
+    orders = (longest_first(pattern.offsets), longest_first(pattern.t_offsets))
+    on_cuda = (*pattern.tensors(), *orders, major) if ordered else given
     for name, *args in (
         ("sparse_linear", x, values, bias, "relu"),
         ("sparse_linear_activated", x, values, None, "gelu"),
@@ -51,7 +56,7 @@ def _check_all(cuda: Any, pattern: SparsePattern, batch: int, major: bool, dtype
         ("sddmm", g, x),
         ("sparse_linear_backward", g, x, values),
     ):
-        a, b = getattr(OPS, name)(*args, *given), getattr(cuda, name)(*args, *given)
+        a, b = getattr(OPS, name)(*args, *given), getattr(cuda, name)(*args, *on_cuda)
         assert equal(a, b), (name, pattern, batch, major, dtype)
 
 
@@ -88,11 +93,23 @@ def test_more_rows_than_blocks(cuda: Any) -> None:
     _check_all(cuda, pattern.transposed(), 40, False, torch.float32)
 
 
+def test_rows_are_taken_in_any_order(cuda: Any) -> None:
+    pattern = _pattern(100, 70, 0.3)
+    for dtype in (torch.float32, torch.float16):
+        _check_all(cuda, pattern, 20, False, dtype, ordered=True)
+    # What nobody could look at stays within the matrix.
+    blocks = torch.tensor([-1, 99, 1, 0], dtype=torch.int32)
+    y = cuda.sparse_linear_t(
+        _normal(4, 100), _normal(pattern.nnz), *pattern.tensors(), blocks, blocks[:3], False
+    )
+    assert y.shape == (4, 70)
+
+
 def test_tiles_that_are_not_aligned_are_packed(cuda: Any) -> None:
     pattern = _pattern(9, 7, 0.5)
     x, values = _normal(3 + 7 * 64)[3:].view(7, 64), _normal(pattern.nnz)
     assert x.data_ptr() % 16
-    args = (x, values, None, "none", *pattern.tensors(), True)
+    args = (x, values, None, "none", *pattern.operands(), True)
     assert equal(OPS.sparse_linear(*args), cuda.sparse_linear(*args))
 
 
@@ -122,15 +139,15 @@ def test_whole_tiles(
     pattern = SparsePattern.from_mask(mask)
     g, x = _normal(batch, rows, dtype=dtype), _normal(batch, columns, dtype=dtype, salt=1)
     given = (g.t().contiguous(), x.t().contiguous()) if major else (g, x)
-    found = cuda.sddmm_tiles(*given, *pattern.tensors(), major)
+    found = cuda.sddmm_tiles(*given, *pattern.operands(), major)
     assert _tile_error(found, g, x, pattern) < 1
     # Without tensor cores, or with dtypes that they do not have, it is sddmm.
-    exact = OPS.sddmm(*given, *pattern.tensors(), major)
-    assert torch.equal(OPS.sddmm_tiles(*given, *pattern.tensors(), major), exact)
+    exact = OPS.sddmm(*given, *pattern.operands(), major)
+    assert torch.equal(OPS.sddmm_tiles(*given, *pattern.operands(), major), exact)
     wide = [t.float() for t in given]
     assert torch.equal(
-        cuda.sddmm_tiles(*wide, *pattern.tensors(), major),
-        OPS.sddmm(*wide, *pattern.tensors(), major),
+        cuda.sddmm_tiles(*wide, *pattern.operands(), major),
+        OPS.sddmm(*wide, *pattern.operands(), major),
     )
 
 
@@ -139,7 +156,7 @@ def test_tiles_keep_nan_where_it_is(cuda: Any) -> None:
     g, x = _normal(18, 20).half(), _normal(18, 30).half()
     x[4, 6] = float("nan")
     g[2, 3] = float("inf")
-    found = cuda.sddmm_tiles(g, x, *pattern.tensors(), False)
+    found = cuda.sddmm_tiles(g, x, *pattern.operands(), False)
     wanted = pattern.gather(g.double().t() @ x.double())
     assert torch.equal(found.isfinite(), wanted.isfinite())
     assert torch.equal(found.isnan(), wanted.isnan())
@@ -153,7 +170,7 @@ def test_tiles_are_chosen_by_size(cuda: Any) -> None:
     for fewer in (0, 1):
         full[-1, 256 - fewer :] = False
         pattern = SparsePattern.from_mask(full)
-        given = (g, x, *pattern.tensors(), False)
+        given = (g, x, *pattern.operands(), False)
         found = cuda.sddmm(*given)
         assert torch.equal(found, (cuda.sddmm_tiles if fewer == 0 else OPS.sddmm)(*given))
         assert _tile_error(found, g, x, pattern) < 1
@@ -162,7 +179,7 @@ def test_tiles_are_chosen_by_size(cuda: Any) -> None:
 def test_tiles_of_a_batch_of_none(cuda: Any) -> None:
     pattern = _pattern(4, 5, 0.5)
     empty = torch.zeros(0, 4).half(), torch.zeros(0, 5).half()
-    assert not cuda.sddmm_tiles(*empty, *pattern.tensors(), False).any()
+    assert not cuda.sddmm_tiles(*empty, *pattern.operands(), False).any()
 
 
 def test_public_function_of_tiles() -> None:

@@ -21,6 +21,37 @@ Side side_of(const Checks& check, const Tensor& x, const char* name, int64_t fea
   return side;
 }
 
+// A pattern, and the order in which blocks of its rows are begun with, if there is one.
+struct OrderedPattern : Pattern {
+  Tensor kept, t_kept;
+  const int32_t* row_blocks = nullptr;
+  const int32_t* t_row_blocks = nullptr;
+};
+
+const int32_t* blocks_of(const Checks& check, const MaybeTensor& blocks, const char* name,
+                         int64_t rows, const Tensor& like, Tensor* kept) {
+  if (!blocks.has_value()) return nullptr;
+  const int64_t count = (rows + kRowBlock - 1) / kRowBlock;
+  check.same_device(*blocks, name, like);
+  check.dtype(*blocks, name, ScalarType::Int, "int32");
+  check.shape(*blocks, name, {count});
+  *kept = torch::stable::contiguous(*blocks);
+  check_indices<int32_t>(check, *kept, name, count);
+  return const_data<int32_t>(*kept);
+}
+
+OrderedPattern ordered_pattern_of(const Checks& check, const Tensor& like, const Tensor& offsets,
+                                  const Tensor& index, const Tensor& t_offsets,
+                                  const Tensor& t_index, const Tensor& t_order,
+                                  const MaybeTensor& row_blocks, const MaybeTensor& t_row_blocks) {
+  OrderedPattern p{};
+  static_cast<Pattern&>(p) = pattern_of(check, like, offsets, index, t_offsets, t_index, t_order);
+  p.row_blocks = blocks_of(check, row_blocks, "row_blocks", p.by_rows.rows, like, &p.kept);
+  p.t_row_blocks =
+      blocks_of(check, t_row_blocks, "t_row_blocks", p.by_columns.rows, like, &p.t_kept);
+  return p;
+}
+
 int tile_of(const Pattern& pattern, Dtype dtype, int64_t batch) {
   const int64_t rows = pattern.by_rows.rows, columns = pattern.by_rows.columns;
   return batch_tile(dtype == Dtype::float64, rows > columns ? rows : columns, batch);
@@ -55,8 +86,9 @@ std::vector<int64_t> sizes_by(bool feature_major, int64_t batch, int64_t feature
 }
 
 Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Tensor& values,
-                const Pattern& pattern, const SparseView& view, const MaybeTensor& bias,
+                const OrderedPattern& pattern, bool by_rows, const MaybeTensor& bias,
                 Activation activation, bool feature_major, Tensor* z = nullptr) {
+  const SparseView& view = by_rows ? pattern.by_rows : pattern.by_columns;
   const Side side = side_of(check, x, name, view.columns, feature_major);
   const Tensor w = check_numbers(check, values, "values", view.nnz, x, side.dtype);
   Tensor own_bias;
@@ -78,6 +110,7 @@ Tensor multiply(const Checks& check, const char* name, const Tensor& x, const Te
   args.feature_major = feature_major;
   args.y = y.mutable_data_ptr();
   args.z = z != nullptr ? z->mutable_data_ptr() : nullptr;
+  args.row_blocks = by_rows ? pattern.row_blocks : pattern.t_row_blocks;
   backend::sparse_spmm(args, device);
   return y;
 }
@@ -90,39 +123,42 @@ Activation activation_of(const Checks& check, const std::string& name) {
 Tensor sparse_linear(const Tensor& x, const Tensor& values, const MaybeTensor& bias,
                      const std::string& activation, const Tensor& offsets, const Tensor& index,
                      const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
+                     const MaybeTensor& row_blocks, const MaybeTensor& t_row_blocks,
                      bool feature_major) {
   const Checks check("sparse_linear");
   const Activation kind = activation_of(check, activation);
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
-  return multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major);
+  const OrderedPattern pattern = ordered_pattern_of(check, x, offsets, index, t_offsets, t_index,
+                                                    t_order, row_blocks, t_row_blocks);
+  return multiply(check, "x", x, values, pattern, true, bias, kind, feature_major);
 }
 
-std::tuple<Tensor, Tensor> sparse_linear_activated(const Tensor& x, const Tensor& values,
-                                                   const MaybeTensor& bias,
-                                                   const std::string& activation,
-                                                   const Tensor& offsets, const Tensor& index,
-                                                   const Tensor& t_offsets, const Tensor& t_index,
-                                                   const Tensor& t_order, bool feature_major) {
+std::tuple<Tensor, Tensor> sparse_linear_activated(
+    const Tensor& x, const Tensor& values, const MaybeTensor& bias, const std::string& activation,
+    const Tensor& offsets, const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
+    const Tensor& t_order, const MaybeTensor& row_blocks, const MaybeTensor& t_row_blocks,
+    bool feature_major) {
   const Checks check("sparse_linear_activated");
   const Activation kind = activation_of(check, activation);
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const OrderedPattern pattern = ordered_pattern_of(check, x, offsets, index, t_offsets, t_index,
+                                                    t_order, row_blocks, t_row_blocks);
   Tensor z;
-  const Tensor y =
-      multiply(check, "x", x, values, pattern, pattern.by_rows, bias, kind, feature_major, &z);
+  const Tensor y = multiply(check, "x", x, values, pattern, true, bias, kind, feature_major, &z);
   return {y, z};
 }
 
 Tensor sparse_linear_t(const Tensor& g, const Tensor& values, const Tensor& offsets,
                        const Tensor& index, const Tensor& t_offsets, const Tensor& t_index,
-                       const Tensor& t_order, bool feature_major) {
+                       const Tensor& t_order, const MaybeTensor& row_blocks,
+                       const MaybeTensor& t_row_blocks, bool feature_major) {
   const Checks check("sparse_linear_t");
-  const Pattern pattern = pattern_of(check, g, offsets, index, t_offsets, t_index, t_order);
-  return multiply(check, "g", g, values, pattern, pattern.by_columns, std::nullopt,
-                  Activation::none, feature_major);
+  const OrderedPattern pattern = ordered_pattern_of(check, g, offsets, index, t_offsets, t_index,
+                                                    t_order, row_blocks, t_row_blocks);
+  return multiply(check, "g", g, values, pattern, false, std::nullopt, Activation::none,
+                  feature_major);
 }
 
 void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor* values,
-            const Pattern& pattern, bool feature_major, const Tensor* dx, Tensor* dvalues,
+            const OrderedPattern& pattern, bool feature_major, const Tensor* dx, Tensor* dvalues,
             bool whole_tiles = false) {
   const SparseView& view = pattern.by_columns;
   const Side of_x = side_of(check, x, "x", view.rows, feature_major);
@@ -148,6 +184,7 @@ void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor*
   args.feature_major = feature_major;
   args.dx = dx != nullptr ? dx->mutable_data_ptr() : nullptr;
   args.dvalues = dvalues->mutable_data_ptr();
+  args.row_blocks = pattern.t_row_blocks;
   const bool halves = of_x.dtype == Dtype::bfloat16 || of_x.dtype == Dtype::float16;
   args.whole_tiles = kOnCuda && halves && dx == nullptr &&
                      (whole_tiles || tiles_pay(view.rows, view.columns, view.nnz));
@@ -163,9 +200,11 @@ void sample(const Checks& check, const Tensor& g, const Tensor& x, const Tensor*
 
 Tensor sample_alone(const char* name, bool whole_tiles, const Tensor& g, const Tensor& x,
                     const Tensor& offsets, const Tensor& index, const Tensor& t_offsets,
-                    const Tensor& t_index, const Tensor& t_order, bool feature_major) {
+                    const Tensor& t_index, const Tensor& t_order, const MaybeTensor& row_blocks,
+                    const MaybeTensor& t_row_blocks, bool feature_major) {
   const Checks check(name);
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const OrderedPattern pattern = ordered_pattern_of(check, x, offsets, index, t_offsets, t_index,
+                                                    t_order, row_blocks, t_row_blocks);
   Tensor dvalues;
   sample(check, g, x, nullptr, pattern, feature_major, nullptr, &dvalues, whole_tiles);
   return dvalues;
@@ -173,25 +212,26 @@ Tensor sample_alone(const char* name, bool whole_tiles, const Tensor& g, const T
 
 Tensor sddmm(const Tensor& g, const Tensor& x, const Tensor& offsets, const Tensor& index,
              const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
-             bool feature_major) {
-  return sample_alone("sddmm", false, g, x, offsets, index, t_offsets, t_index, t_order,
-                      feature_major);
+             const MaybeTensor& row_blocks, const MaybeTensor& t_row_blocks, bool feature_major) {
+  return sample_alone("sddmm", false, g, x, offsets, index, t_offsets, t_index, t_order, row_blocks,
+                      t_row_blocks, feature_major);
 }
 
 Tensor sddmm_tiles(const Tensor& g, const Tensor& x, const Tensor& offsets, const Tensor& index,
                    const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
+                   const MaybeTensor& row_blocks, const MaybeTensor& t_row_blocks,
                    bool feature_major) {
   return sample_alone("sddmm_tiles", true, g, x, offsets, index, t_offsets, t_index, t_order,
-                      feature_major);
+                      row_blocks, t_row_blocks, feature_major);
 }
 
-std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& g, const Tensor& x,
-                                                  const Tensor& values, const Tensor& offsets,
-                                                  const Tensor& index, const Tensor& t_offsets,
-                                                  const Tensor& t_index, const Tensor& t_order,
-                                                  bool feature_major) {
+std::tuple<Tensor, Tensor> sparse_linear_backward(
+    const Tensor& g, const Tensor& x, const Tensor& values, const Tensor& offsets,
+    const Tensor& index, const Tensor& t_offsets, const Tensor& t_index, const Tensor& t_order,
+    const MaybeTensor& row_blocks, const MaybeTensor& t_row_blocks, bool feature_major) {
   const Checks check("sparse_linear_backward");
-  const Pattern pattern = pattern_of(check, x, offsets, index, t_offsets, t_index, t_order);
+  const OrderedPattern pattern = ordered_pattern_of(check, x, offsets, index, t_offsets, t_index,
+                                                    t_order, row_blocks, t_row_blocks);
   const Dtype dtype = check.floating(x, "x");
   const Tensor w = check_numbers(check, values, "values", pattern.by_rows.nnz, x, dtype);
   const Tensor dx = new_tensor(x, sizes_of(x), x.scalar_type());
@@ -206,25 +246,28 @@ std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& g, const Tensor&
 STABLE_TORCH_LIBRARY_FRAGMENT(REGKERN_LIBRARY, m) {
   m.def(
       "sparse_linear(Tensor x, Tensor values, Tensor? bias, str activation, Tensor offsets, "
-      "Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, bool feature_major) -> "
-      "Tensor");
+      "Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, Tensor? row_blocks, "
+      "Tensor? t_row_blocks, bool feature_major) -> Tensor");
   m.def(
       "sparse_linear_activated(Tensor x, Tensor values, Tensor? bias, str activation, Tensor "
-      "offsets, Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, bool "
-      "feature_major) -> (Tensor y, Tensor z)");
+      "offsets, Tensor index, Tensor t_offsets, Tensor t_index, Tensor t_order, Tensor? "
+      "row_blocks, Tensor? t_row_blocks, bool feature_major) -> (Tensor y, Tensor z)");
   m.def(
-      "sparse_linear_t(Tensor g, Tensor values, Tensor offsets, Tensor index, Tensor t_offsets, "
-      "Tensor t_index, Tensor t_order, bool feature_major) -> Tensor");
+      "sparse_linear_t(Tensor g, Tensor values, Tensor offsets, Tensor index, Tensor "
+      "t_offsets, Tensor t_index, Tensor t_order, Tensor? row_blocks, Tensor? t_row_blocks, "
+      "bool feature_major) -> Tensor");
   m.def(
-      "sddmm(Tensor g, Tensor x, Tensor offsets, Tensor index, Tensor t_offsets, Tensor t_index, "
-      "Tensor t_order, bool feature_major) -> Tensor");
+      "sddmm(Tensor g, Tensor x, Tensor offsets, Tensor index, Tensor t_offsets, Tensor "
+      "t_index, Tensor t_order, Tensor? row_blocks, Tensor? t_row_blocks, bool feature_major) "
+      "-> Tensor");
   m.def(
       "sddmm_tiles(Tensor g, Tensor x, Tensor offsets, Tensor index, Tensor t_offsets, Tensor "
-      "t_index, Tensor t_order, bool feature_major) -> Tensor");
+      "t_index, Tensor t_order, Tensor? row_blocks, Tensor? t_row_blocks, bool feature_major) "
+      "-> Tensor");
   m.def(
       "sparse_linear_backward(Tensor g, Tensor x, Tensor values, Tensor offsets, Tensor index, "
-      "Tensor t_offsets, Tensor t_index, Tensor t_order, bool feature_major) -> (Tensor dx, "
-      "Tensor dvalues)");
+      "Tensor t_offsets, Tensor t_index, Tensor t_order, Tensor? row_blocks, Tensor? "
+      "t_row_blocks, bool feature_major) -> (Tensor dx, Tensor dvalues)");
 }
 #endif
 

@@ -55,26 +55,29 @@ __global__ void __launch_bounds__(kTeamThreads, 5) sparse_spmm_kernel(SpmmArgs a
   const int team = static_cast<int>(threadIdx.x) / kSize;
   // 32 bits are enough for groups of rows of tiles, each of which is 512 results and more, and keep
   // clear of divisions that are calls.
-  const auto groups = static_cast<uint32_t>(ceil_div(view.rows, int64_t{kRows}));
+  const uint32_t groups = count_groups<kRows>(view.rows);
   const uint32_t units = static_cast<uint32_t>(ceil_div(args.batch, int64_t{BT})) * groups;
   for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     // Tile by tile: blocks that run side by side find the same one in the caches.
-    const int64_t t = unit / groups, first = int64_t{unit % groups} * kRows;
+    const int64_t t = unit / groups,
+                  first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
     const T* const tile = static_cast<const T*>(args.x.data) + t * args.x.stride + lane * kOwn;
     rank_rows(view, first, rows);
     const int j = rows->ranked[team];
     C sums[kOwn] = {};
-    for_entries<8, kSize>(view, values, rows->offsets[j], rows->offsets[j + 1],
-                          entries + team * kStaged, [&](const Staged* some, auto count, int64_t) {
-                            constexpr int kCount = decltype(count)::value;
-                            C w[kCount];
-                            Vector<T, kOwn> x[kCount];
-                            read_vectors(tile, args.x.pitch, some, w, x);
+    for_entries<(kSize < 8 ? kSize : 8), kSize>(view, values, rows->offsets[j],
+                                                rows->offsets[j + 1], entries + team * kStaged,
+                                                [&](const Staged* some, auto count, int64_t) {
+                                                  constexpr int kCount = decltype(count)::value;
+                                                  C w[kCount];
+                                                  Vector<T, kOwn> x[kCount];
+                                                  read_vectors(tile, args.x.pitch, some, w, x);
 #pragma unroll
-                            for (int i = 0; i < kCount; ++i)
+                                                  for (int i = 0; i < kCount; ++i)
 #pragma unroll
-                              for (int v = 0; v < kOwn; ++v) sums[v] += w[i] * widen(x[i].v[v]);
-                          });
+                                                    for (int v = 0; v < kOwn; ++v)
+                                                      sums[v] += w[i] * widen(x[i].v[v]);
+                                                });
     if (bias != nullptr && first + j < view.rows) {
       const C more = bias[first + j];
 #pragma unroll
@@ -139,10 +142,11 @@ __global__ void __launch_bounds__(kTeamThreads, kDx ? 5 : 6)
   const C* const values = kDx ? static_cast<const C*>(args.values) : nullptr;
   const int lane = static_cast<int>(threadIdx.x) % kSize;
   const int team = static_cast<int>(threadIdx.x) / kSize;
-  const auto groups = static_cast<uint32_t>(ceil_div(view.rows, int64_t{kRows}));
+  const uint32_t groups = count_groups<kRows>(view.rows);
   for (uint32_t unit = blockIdx.x; unit < tiles * groups; unit += gridDim.x) {
     const uint32_t local = unit / groups;
-    const int64_t t = first_tile + local, first = int64_t{unit % groups} * kRows;
+    const int64_t t = first_tile + local,
+                  first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
     const T* const g = static_cast<const T*>(args.g.data) + t * args.g.stride + lane * kOwn;
     C* const partial = args.partial != nullptr
                            ? static_cast<C*>(args.partial) + int64_t{local} * view.nnz
@@ -246,7 +250,7 @@ void sparse_spmm(const SpmmArgs& args, Context context) {
     with_tile<compute_t<T>>(args.tile, [&](auto tile) {
       constexpr int BT = decltype(tile)::value;
       const int64_t units =
-          ceil_div(args.batch, int64_t{BT}) * ceil_div(args.view.rows, int64_t{kGroupRows<T, BT>});
+          ceil_div(args.batch, int64_t{BT}) * count_groups<kGroupRows<T, BT>>(args.view.rows);
       RK_LAUNCH((sparse_spmm_kernel<T, BT>), grid_blocks(units, kTeamBlocks), kTeamThreads, 0,
                 stream, args);
     });
@@ -262,7 +266,7 @@ void sparse_sddmm(const SddmmArgs& args, Context context) {
     with_tile<C>(args.tile, [&](auto tile) {
       constexpr int BT = decltype(tile)::value;
       const int64_t tiles = ceil_div(args.batch, int64_t{BT});
-      const int64_t groups = ceil_div(args.view.rows, int64_t{kGroupRows<T, BT>});
+      const int64_t groups = count_groups<kGroupRows<T, BT>>(args.view.rows);
       for (int64_t first = 0; first < tiles; first += kPartialTiles) {
         const int64_t some = tiles - first < kPartialTiles ? tiles - first : kPartialTiles;
         const int64_t blocks = grid_blocks(some * groups, kTeamBlocks);

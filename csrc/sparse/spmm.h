@@ -33,6 +33,11 @@ constexpr int kBatchLanes = 16;
 
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
+// Blocks of so many neighbouring rows may be listed in the order in which CUDA begins with them:
+// long rows that come last keep a device waiting that has nothing else to do. Results do not depend
+// on it.
+constexpr int kRowBlock = 32;
+
 // The rows of a matrix, or of its transpose. Row r has the entries offsets[r] to offsets[r + 1], of
 // which `index` is the column and values[order[e]] the value (values[e] without an order).
 struct SparseView {
@@ -72,6 +77,7 @@ struct SpmmArgs {
   bool feature_major;  // y is (view.rows, batch)
   void* y;
   void* z;  // what the activation is of, like y, or null
+  const int32_t* row_blocks;
 };
 
 struct SddmmArgs {
@@ -86,7 +92,8 @@ struct SddmmArgs {
   void* dx;            // Wᵀ g, or null
   void* dvalues;       // (nnz), in the order of the values
   bool whole_tiles;    // without dx and in halves, on CUDA alone: see below
-  void* partial;       // (up to kPartialTiles, nnz) for the sums of several tiles; on CUDA alone
+  const int32_t* row_blocks;
+  void* partial;  // (up to kPartialTiles, nnz) for the sums of several tiles; on CUDA alone
 };
 
 // Tiles whose sums CUDA keeps side by side before it adds them up.

@@ -36,6 +36,23 @@ __device__ __forceinline__ unsigned team_mask() {
   return (kSize == 32 ? ~0u : (1u << kSize % 32) - 1u) << first;
 }
 
+// Groups of rows, of which a block of rows has one or more, and the first row of one. Behind the
+// last row there may be groups of none.
+template <int kRows>
+REGKERN_HD uint32_t count_groups(int64_t rows) {
+  static_assert(kRowBlock % kRows == 0);
+  return static_cast<uint32_t>((rows + kRowBlock - 1) / kRowBlock) * (kRowBlock / kRows);
+}
+template <int kRows>
+__device__ __forceinline__ int64_t first_of_group(const int32_t* row_blocks, uint32_t group,
+                                                  uint32_t groups) {
+  constexpr uint32_t kEach = kRowBlock / kRows;
+  if (row_blocks == nullptr) return int64_t{group} * kRows;
+  // Nobody has looked at the list.
+  const auto listed = static_cast<uint32_t>(row_blocks[group / kEach]), last = groups / kEach - 1;
+  return int64_t{listed < last ? listed : last} * kRowBlock + group % kEach * kRows;
+}
+
 // The row of a group that this thread's team takes, and its entries. Longest first: the teams of a
 // warp have rows of a similar length then. Who takes a row changes nothing in it.
 template <int kRows>

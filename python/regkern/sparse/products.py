@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from regkern.sparse.pattern import SparsePattern, check_pattern
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 # Those whose derivative is one of their result.
 _OF_RESULT = ("none", "relu")
-_PATTERN = 5  # tensors of one
+_PATTERN = 7  # operands of one
 
 
 def _columns_first(t: Tensor, features: int, feature_major: bool) -> Tensor:
@@ -73,7 +74,7 @@ def _direct(op: Op, *args: Any) -> Any:
         return op.raw(*args)
 
 
-def _multiply(x: Tensor, values: Tensor, pattern: tuple[Tensor, ...], major: bool) -> Tensor:
+def _multiply(x: Tensor, values: Tensor, pattern: Sequence[Tensor | None], major: bool) -> Tensor:
     y: Tensor = _linear(x, values, None, "none", *pattern, major)
     return y
 
@@ -356,7 +357,7 @@ def sparse_linear(
     flat = _flat(op, "x", x, pattern.shape[1], feature_major)
     values = _check_values(op, values, pattern, x)
     bias = _check_bias(op, bias, pattern, x)
-    y = _layer(flat, values, bias, activation, *pattern.tensors(), feature_major)
+    y = _layer(flat, values, bias, activation, *pattern.operands(), feature_major)
     return _back(y, x, feature_major)
 
 
@@ -367,7 +368,7 @@ def spmm(x: Tensor, values: Tensor, pattern: SparsePattern, feature_major: bool 
     _check_pattern(op, pattern, x)
     flat = _flat(op, "x", x, pattern.shape[1], feature_major)
     values = _check_values(op, values, pattern, x)
-    return _back(_multiply(flat, values, pattern.tensors(), feature_major), x, feature_major)
+    return _back(_multiply(flat, values, pattern.operands(), feature_major), x, feature_major)
 
 
 def spmm_t(
@@ -379,7 +380,7 @@ def spmm_t(
     _check_pattern(op, pattern, g)
     flat = _flat(op, "g", g, pattern.shape[0], feature_major)
     values = _check_values(op, values, pattern, g)
-    return _back(_linear_t(flat, values, *pattern.tensors(), feature_major), g, feature_major)
+    return _back(_linear_t(flat, values, *pattern.operands(), feature_major), g, feature_major)
 
 
 def sampled(
@@ -398,7 +399,7 @@ def sampled(
             f"regkern.{op}: expected `x` of the batch and dtype of `g` {tuple(g.shape)} {g.dtype}, "
             f"got {tuple(x.shape)} {x.dtype}"
         )
-    values: Tensor = call(flat_g, flat_x, *pattern.tensors(), feature_major)
+    values: Tensor = call(flat_g, flat_x, *pattern.operands(), feature_major)
     return values
 
 
