@@ -144,8 +144,8 @@ EXCEPTIONS = {
     r"\bsparse_evaluate_kernel<": 96,
     # A block per problem: the search's state in double, the same in every thread.
     r"\bsparse_stage_kernel<": 128,
-    # Eight vectors of a tile in flight, 16 bytes of each a thread, beside entries and sums: a thread
-    # waits for the second cache, and five blocks of 128 threads have 80 KiB of loads on their way.
+    # Eight vectors of a tile in flight, 16 bytes of each a thread, beside entries and sums: threads
+    # wait for the second cache, and five blocks of 128 of them have 80 KiB of loads on their way.
     r"\bsparse_(spmm|sddmm)_kernel<": 96,
     # A quarter of a tile of sums, 32 numbers, and what they are multiplied from, another 32; four
     # blocks of 128 threads fit.

@@ -5,6 +5,9 @@ namespace {
 
 constexpr int kPackThreads = 256, kPackFeatures = 32;
 constexpr int kSumThreads = 256;
+// Entries whose vectors a team has on their way at once.
+template <int kSize>
+constexpr int kTogether = kSize < 8 ? kSize : 8;
 
 template <typename T, int BT>
 __global__ void __launch_bounds__(kPackThreads, 4) sparse_pack_kernel(PackArgs args) {
@@ -59,25 +62,24 @@ __global__ void __launch_bounds__(kTeamThreads, 5) sparse_spmm_kernel(SpmmArgs a
   const uint32_t units = static_cast<uint32_t>(ceil_div(args.batch, int64_t{BT})) * groups;
   for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     // Tile by tile: blocks that run side by side find the same one in the caches.
-    const int64_t t = unit / groups,
-                  first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
+    const int64_t t = unit / groups;
+    const int64_t first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
     const T* const tile = static_cast<const T*>(args.x.data) + t * args.x.stride + lane * kOwn;
     rank_rows(view, first, rows);
     const int j = rows->ranked[team];
     C sums[kOwn] = {};
-    for_entries<(kSize < 8 ? kSize : 8), kSize>(view, values, rows->offsets[j],
-                                                rows->offsets[j + 1], entries + team * kStaged,
-                                                [&](const Staged* some, auto count, int64_t) {
-                                                  constexpr int kCount = decltype(count)::value;
-                                                  C w[kCount];
-                                                  Vector<T, kOwn> x[kCount];
-                                                  read_vectors(tile, args.x.pitch, some, w, x);
+    const auto add = [&](const Staged* some, auto count, int64_t) {
+      constexpr int kCount = decltype(count)::value;
+      C w[kCount];
+      Vector<T, kOwn> x[kCount];
+      read_vectors(tile, args.x.pitch, some, w, x);
 #pragma unroll
-                                                  for (int i = 0; i < kCount; ++i)
+      for (int i = 0; i < kCount; ++i)
 #pragma unroll
-                                                    for (int v = 0; v < kOwn; ++v)
-                                                      sums[v] += w[i] * widen(x[i].v[v]);
-                                                });
+        for (int v = 0; v < kOwn; ++v) sums[v] += w[i] * widen(x[i].v[v]);
+    };
+    for_entries<kTogether<kSize>, kSize>(view, values, rows->offsets[j], rows->offsets[j + 1],
+                                         entries + team * kStaged, add);
     if (bias != nullptr && first + j < view.rows) {
       const C more = bias[first + j];
 #pragma unroll
@@ -145,8 +147,8 @@ __global__ void __launch_bounds__(kTeamThreads, kDx ? 5 : 6)
   const uint32_t groups = count_groups<kRows>(view.rows);
   for (uint32_t unit = blockIdx.x; unit < tiles * groups; unit += gridDim.x) {
     const uint32_t local = unit / groups;
-    const int64_t t = first_tile + local,
-                  first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
+    const int64_t t = first_tile + local;
+    const int64_t first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
     const T* const g = static_cast<const T*>(args.g.data) + t * args.g.stride + lane * kOwn;
     C* const partial = args.partial != nullptr
                            ? static_cast<C*>(args.partial) + int64_t{local} * view.nnz
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(kTeamThreads, kDx ? 5 : 6)
 #pragma unroll
       for (int v = 0; v < kOwn; ++v) x[v] = widen(own.v[v]);
     }
-    for_entries<(kSize < 8 ? kSize : 8), kSize>(
+    for_entries<kTogether<kSize>, kSize>(
         view, values, rows->offsets[j], rows->offsets[j + 1], entries + team * kStaged,
         [&](const Staged* some, auto count, int64_t at) {
           constexpr int kCount = decltype(count)::value;
