@@ -19,4 +19,8 @@ else
   echo 'no compute-sanitizer' | tee "$out/memcheck.txt"
 fi
 python -m regkern.bench --device cuda --json "$out/bench.json" 2>&1 | tee "$out/bench.txt" || status=1
+# Where sparse wins: a step of a sparse layer against the dense one in float32 without and with TF32
+# and in bfloat16, and the gradient of a few entries by vectors and by tensor cores.
+python -m regkern.bench --device cuda --op 'sparse_linear*' --op 'sddmm*' --dtype float32,bfloat16 \
+  --against peers --json "$out/sparse.json" 2>&1 | tee "$out/sparse.txt" || status=1
 exit $status

@@ -144,6 +144,12 @@ EXCEPTIONS = {
     r"\bsparse_evaluate_kernel<": 96,
     # A block per problem: the search's state in double, the same in every thread.
     r"\bsparse_stage_kernel<": 128,
+    # Eight vectors of a tile in flight, 16 bytes of each a thread, beside entries and sums: threads
+    # wait for the second cache, and five blocks of 128 of them have 80 KiB of loads on their way.
+    r"\bsparse_(spmm|sddmm)_kernel<": 96,
+    # A quarter of a tile of sums, 32 numbers, and what they are multiplied from, another 32; four
+    # blocks of 128 threads fit.
+    r"\bsparse_sddmm_tiles_kernel<": 120,
     # Two axes of a convolution with 64-bit divisions, which are calls; three blocks fit.
     r"\bsparse_conv_(pack|columns)_kernel<": 80,
 }
@@ -219,6 +225,11 @@ WIDE_ACCESSES = {
     r"\btransport_kept_columns_kernel<float, 4>": 1,
     r"\btransport_plan_kernel<float, 4>": 1,
     r"\btransport_plan_kernel<regkern::bfloat16, 8>": 1,
+    # Eight vectors read for each that is written.
+    r"\bsparse_spmm_kernel<float, 64>": 1,
+    r"\bsparse_spmm_kernel<regkern::bfloat16, 64>": 1,
+    r"\bsparse_sddmm_kernel<float, 64, true>": 1,
+    r"\bsparse_sddmm_kernel<regkern::bfloat16, 64, true>": 1,
     r"\bnormalize_square_kernel<4>": 4,
     r"\bnormalize_square_backward_kernel<4>": 4,
 }

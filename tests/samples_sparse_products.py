@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from regkern import sparse as ours
 from regkern.reference.sparse import products as reference
-from regkern.sparse import SparsePattern
+from regkern.sparse import SparsePattern, tensor_cores
 from sample import Sample
 from torch import Tensor
 
@@ -61,4 +62,11 @@ SAMPLES: list[Sample] = [
     _sample("spmm_t", "batch", (21, 13), [(70, 21), (-1,)]),
     _sample("sddmm", "batch", (21, 13), [(70, 21), (70, 13)]),
     _sample("sddmm", "features", (18, 9), [(18, 6), (9, 6)], feature_major=True),
+    # Of halves CUDA has other bits.
+    replace(
+        _sample("sddmm", "tiles", (21, 13), [(7, 21), (7, 13)]),
+        op="sddmm_tiles",
+        ours=_with_pattern(tensor_cores.sddmm_tiles, pattern_of(21, 13, 0.3)),
+        dtypes=(torch.float32, torch.float64),
+    ),
 ]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from regkern.reference.sparse import products as reference
 from regkern.sparse import SparsePattern, sddmm, sparse_linear, spmm, spmm_t
+from regkern.sparse.pattern import longest_first
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,6 +45,15 @@ def test_pattern_views_agree() -> None:
     again = SparsePattern.from_mask(mask.t().contiguous())
     for a, b in zip(other.tensors(), again.tensors(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_longest_rows_first() -> None:
+    lengths = torch.zeros(70, dtype=torch.int64)
+    lengths[[3, 40, 69]] = torch.tensor([5, 9, 7])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    assert longest_first(offsets).tolist() == [1, 2, 0]
+    assert longest_first(offsets[:1]).tolist() == []
+    assert SparsePattern(offsets[:2], torch.zeros(0).long(), 3).operands()[5:] == (None, None)
 
 
 def test_pattern_from_what_torch_has() -> None:
@@ -165,7 +175,7 @@ def test_any_shape(
     expected = reference.sddmm(g.double(), x.double(), pattern, major)
     found = sddmm(g, x, pattern, major)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-    dx, dv = OPS.sparse_linear_backward(g, x, values, *pattern.tensors(), major)
+    dx, dv = OPS.sparse_linear_backward(g, x, values, *pattern.operands(), major)
     assert torch.equal(dx, spmm_t(g, values, pattern, major))
     assert torch.equal(dv, found)
 
@@ -207,7 +217,7 @@ def test_panels_do_not_change_the_order(rows: int) -> None:
     # The same of a gradient, whose sums go over the rows of a tall pattern.
     tall = pattern.transposed()
     dx, dv = OPS.sparse_linear_backward(
-        x, _normal(3, rows), values[pattern.t_order.long()], *tall.tensors(), False
+        x, _normal(3, rows), values[pattern.t_order.long()], *tall.operands(), False
     )
     assert torch.equal(dx, _in_order(x, values, pattern))
     expected = reference.sddmm(x.double(), _normal(3, rows).double(), tall)
@@ -250,7 +260,7 @@ def test_activations(activation: str, major: bool) -> None:
     assert torch.equal(trained, y)
     g = _normal(*y.shape, salt=4).double()
     found = torch.autograd.grad(trained, inputs, g)
-    again = OPS.sparse_linear(*inputs, activation, *pattern.tensors(), major)
+    again = OPS.sparse_linear(*inputs, activation, *pattern.operands(), major)
     definition = reference.sparse_linear(
         inputs[0], inputs[1], pattern, inputs[2], activation, major
     )
@@ -375,7 +385,7 @@ def test_wrong_arguments() -> None:
 def test_raw_ops_do_not_read_out_of_bounds() -> None:
     pattern = SparsePattern.from_mask(_mask(8, 6))
     values, x = _normal(pattern.nnz), _normal(5, 6)
-    good = list(pattern.tensors())
+    good = list(pattern.operands())
     for place, wrong in (
         (0, good[0] + 1),
         (1, good[1] + 6),
@@ -396,4 +406,7 @@ def test_raw_ops_do_not_read_out_of_bounds() -> None:
     with pytest.raises(RuntimeError, match="6 features"):
         OPS.sparse_linear(_normal(5, 5), values, None, "none", *good, False)
     with pytest.raises(RuntimeError, match="t_index"):
-        OPS.sddmm(_normal(5, 8), x, *good[:3], good[3][:-1], good[4], False)
+        OPS.sddmm(_normal(5, 8), x, *good[:3], good[3][:-1], *good[4:], False)
+    for blocks in (torch.tensor([1], dtype=torch.int32), torch.tensor([0])):
+        with pytest.raises(RuntimeError, match="row_blocks"):
+            OPS.sddmm(_normal(5, 8), x, *good[:5], None, blocks, False)

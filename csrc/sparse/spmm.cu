@@ -1,196 +1,233 @@
-#include "core/launch.cuh"
-#include "sparse/spmm.h"
+#include "sparse/tiles.cuh"
 
 namespace regkern::cuda {
 namespace {
 
-using namespace sparse;
-
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-// Rows whose results a block writes together, and features that it packs.
-constexpr int kRowGroup = 16, kPackFeatures = 32;
-constexpr unsigned kAll = 0xffffffffu;
-
-// The elements of a tile that a lane has: lane, lane + 32, ….
-template <int BT>
-constexpr int kOwn = BT < 32 ? 1 : BT / 32;
+constexpr int kPackThreads = 256, kPackFeatures = 32;
+constexpr int kSumThreads = 256;
+// Entries whose vectors a team has on their way at once.
+template <int kSize>
+constexpr int kTogether = kSize < 8 ? kSize : 8;
 
 template <typename T, int BT>
-__global__ void __launch_bounds__(kThreads, 4) sparse_pack_kernel(PackArgs args) {
-  using C = compute_t<T>;
-  RK_SHARED(C, shared, BT * (kPackFeatures + 1));
+__global__ void __launch_bounds__(kPackThreads, 4) sparse_pack_kernel(PackArgs args) {
+  constexpr int kOwn = Team<T, BT>::kOwn, kSize = Team<T, BT>::kSize;
+  RK_SHARED(T, shared, BT * (kPackFeatures + 1));
   const T* const x = static_cast<const T*>(args.x);
-  C* const out = static_cast<C*>(args.tiles);
+  T* const out = static_cast<T*>(args.tiles);
   const int64_t blocks = ceil_div(args.features, int64_t{kPackFeatures});
   const int64_t units = ceil_div(args.batch, int64_t{BT}) * blocks;
   for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const int64_t t = unit / blocks, f = unit % blocks * kPackFeatures;
     // Neighbours of memory belong to neighbouring threads, going in and coming out.
-    for (int i = static_cast<int>(threadIdx.x); i < BT * kPackFeatures; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < BT * kPackFeatures; i += kPackThreads) {
       const int k = args.feature_major ? i % BT : i / kPackFeatures;
       const int j = args.feature_major ? i / BT : i % kPackFeatures;
       const int64_t b = t * BT + k, feature = f + j;
-      C value = C(0);
+      T value{};
       if (b < args.batch && feature < args.features)
-        value =
-            widen(x[args.feature_major ? feature * args.batch + b : b * args.features + feature]);
+        value = x[args.feature_major ? feature * args.batch + b : b * args.features + feature];
       shared[k * (kPackFeatures + 1) + j] = value;
     }
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < BT * kPackFeatures; i += kThreads) {
-      const int k = i % BT, j = i / BT;
+    for (int i = static_cast<int>(threadIdx.x); i < kSize * kPackFeatures; i += kPackThreads) {
+      const int lane = i % kSize, j = i / kSize;
+      Vector<T, kOwn> vector;
+#pragma unroll
+      for (int v = 0; v < kOwn; ++v)
+        vector.v[v] = shared[interleaved_element(lane * kOwn + v, BT) * (kPackFeatures + 1) + j];
       if (f + j < args.features)
-        out[(t * args.features + f + j) * BT + k] = shared[k * (kPackFeatures + 1) + j];
+        store_vector(vector, out + (t * args.features + f + j) * BT + lane * kOwn);
     }
     __syncthreads();
   }
 }
 
-// Results of a block, (kRowGroup, BT), activated and written to where y has them.
 template <typename T, int BT>
-__device__ __forceinline__ void write_block(const compute_t<T>* shared, Activation activation,
-                                            bool feature_major, int64_t batch, int64_t features,
-                                            int64_t b, int64_t r, T* y) {
-  for (int i = static_cast<int>(threadIdx.x); i < BT * kRowGroup; i += kThreads) {
-    const int k = feature_major ? i % BT : i / kRowGroup;
-    const int j = feature_major ? i / BT : i % kRowGroup;
-    if (b + k >= batch || r + j >= features) continue;
-    y[feature_major ? (r + j) * batch + b + k : (b + k) * features + r + j] =
-        narrowed<T>(activated(activation, shared[j * (BT + 1) + k]));
-  }
-}
-
-// A row a warp: 32 entries are read side by side, and handed round.
-template <typename T, int BT>
-__global__ void __launch_bounds__(kThreads, 4) sparse_spmm_kernel(SpmmArgs args) {
+__global__ void __launch_bounds__(kTeamThreads, 5) sparse_spmm_kernel(SpmmArgs args) {
   using C = compute_t<T>;
-  constexpr int K = kOwn<BT>;
-  RK_SHARED(C, shared, kRowGroup * (BT + 1));
+  constexpr int kOwn = Team<T, BT>::kOwn, kSize = Team<T, BT>::kSize, kRows = kGroupRows<T, BT>;
+  using Staged = StagedEntry<C>;
+  RK_SHARED(C, shared, kRows * (BT + 1));
+  RK_SHARED(Staged, entries, kRows * kStaged);
+  RK_SHARED(GroupRows<kRows>, rows, 1);
   const SparseView& view = args.view;
   const C* const values = static_cast<const C*>(args.values);
   const C* const bias = static_cast<const C*>(args.bias);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t groups = ceil_div(view.rows, int64_t{kRowGroup});
-  const int64_t units = ceil_div(args.batch, int64_t{BT}) * groups;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const int64_t t = unit / groups, first = unit % groups * kRowGroup;
-    const C* const tile = static_cast<const C*>(args.x.data) + t * args.x.stride;
-    for (int j = warp; j < kRowGroup && first + j < view.rows; j += kWarps) {
-      const int64_t begin = view.offsets[first + j], end = view.offsets[first + j + 1];
-      C sums[K] = {};
-      for (int64_t at = begin; at < end; at += 32) {
-        const int count = static_cast<int>(end - at < 32 ? end - at : 32);
-        int32_t column = 0;
-        C w = C(0);
-        if (lane < count) {
-          column = view.index[at + lane];
-          w = values[view.order != nullptr ? view.order[at + lane] : at + lane];
-        }
-        for (int e = 0; e < count; ++e) {
-          const C* const x = tile + __shfl_sync(kAll, column, e) * args.x.pitch;
-          const C own = __shfl_sync(kAll, w, e);
+  const int lane = static_cast<int>(threadIdx.x) % kSize;
+  const int team = static_cast<int>(threadIdx.x) / kSize;
+  // 32 bits are enough for groups of rows of tiles, each of which is 512 results and more, and keep
+  // clear of divisions that are calls.
+  const uint32_t groups = count_groups<kRows>(view.rows);
+  const uint32_t units = static_cast<uint32_t>(ceil_div(args.batch, int64_t{BT})) * groups;
+  for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    // Tile by tile: blocks that run side by side find the same one in the caches.
+    const int64_t t = unit / groups;
+    const int64_t first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
+    const T* const tile = static_cast<const T*>(args.x.data) + t * args.x.stride + lane * kOwn;
+    rank_rows(view, first, rows);
+    const int j = rows->ranked[team];
+    C sums[kOwn] = {};
+    const auto add = [&](const Staged* some, auto count, int64_t) {
+      constexpr int kCount = decltype(count)::value;
+      C w[kCount];
+      Vector<T, kOwn> x[kCount];
+      read_vectors(tile, args.x.pitch, some, w, x);
 #pragma unroll
-          for (int k = 0; k < K; ++k)
-            if (BT >= 32 || lane < BT) sums[k] += own * x[lane + 32 * k];
-        }
-      }
-      const C more = bias != nullptr ? bias[first + j] : C(0);
+      for (int i = 0; i < kCount; ++i)
 #pragma unroll
-      for (int k = 0; k < K; ++k)
-        if (BT >= 32 || lane < BT)
-          shared[j * (BT + 1) + lane + 32 * k] = bias != nullptr ? sums[k] + more : sums[k];
+        for (int v = 0; v < kOwn; ++v) sums[v] += w[i] * widen(x[i].v[v]);
+    };
+    for_entries<kTogether<kSize>, kSize>(view, values, rows->offsets[j], rows->offsets[j + 1],
+                                         entries + team * kStaged, add);
+    if (bias != nullptr && first + j < view.rows) {
+      const C more = bias[first + j];
+#pragma unroll
+      for (int v = 0; v < kOwn; ++v) sums[v] = sums[v] + more;
     }
+    share_row<BT>(sums, lane, args.x.interleaved, shared + j * (BT + 1));
     __syncthreads();
-    write_block<T, BT>(shared, args.activation, args.feature_major, args.batch, view.rows, t * BT,
-                       first, static_cast<T*>(args.y));
     if (args.z != nullptr)
-      write_block<T, BT>(shared, Activation::none, args.feature_major, args.batch, view.rows,
-                         t * BT, first, static_cast<T*>(args.z));
+      write_block<T, BT, kRows>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
+                                static_cast<T*>(args.z));
+    if (args.activation != Activation::none) {
+      if (args.z != nullptr) __syncthreads();
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < kRows * BT; i += kTeamThreads) {
+        C* const at = shared + i / BT * (BT + 1) + i % BT;
+        *at = activated(args.activation, *at);
+      }
+      __syncthreads();
+    }
+    write_block<T, BT, kRows>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
+                              static_cast<T*>(args.y));
     __syncthreads();
   }
 }
 
-// The sum of the products of a tile, in every thread. Lane l of the kBatchLanes has what is in the
-// lanes l and l + 16 of the warp.
-template <int BT, typename C>
-__device__ __forceinline__ C tile_sum(const C (&products)[kOwn<BT>]) {
-  C sum = C(0);
+// The lanes of kCount entries, folded in halves. A thread passes half of the entries on to the one
+// that it trades with, and keeps the other half, until it has one: that of its place in the team.
+template <int kCount, int kLanes, int kHalf, typename C>
+__device__ __forceinline__ C folded(const C (&lanes)[kCount][kLanes]) {
+  const unsigned team = team_mask<kHalf * 2>();
+  const bool upper = (threadIdx.x & kHalf) != 0;
+  constexpr int kLeft = kCount > 1 ? kCount / 2 : 1;
+  C left[kLeft][kLanes];
 #pragma unroll
-  for (int k = 0; k < kOwn<BT>; ++k) {
-    sum += products[k];
-    const C other = __shfl_down_sync(kAll, products[k], kBatchLanes);
-    if (BT >= 32) sum += other;
+  for (int j = 0; j < kLeft; ++j)
+#pragma unroll
+    for (int l = 0; l < kLanes; ++l) {
+      const C low = lanes[j][l], high = lanes[kCount > 1 ? j + kLeft : j][l];
+      left[j][l] = (upper ? high : low) + __shfl_xor_sync(team, upper ? low : high, kHalf);
+    }
+  if constexpr (kHalf > 1) {
+    return folded<kLeft, kLanes, kHalf / 2>(left);
+  } else {
+    static_assert(kLeft == 1);
+    if constexpr (kLanes == 4) return (left[0][0] + left[0][2]) + (left[0][1] + left[0][3]);
+    if constexpr (kLanes == 2) return left[0][0] + left[0][1];
+    return left[0][0];
   }
-#pragma unroll
-  for (int offset = kBatchLanes / 2; offset > 0; offset /= 2)
-    sum += __shfl_xor_sync(kAll, sum, offset);
-  return __shfl_sync(kAll, sum, 0);
 }
 
 template <typename T, int BT, bool kDx>
-__global__ void __launch_bounds__(kThreads, 4) sparse_sddmm_kernel(SddmmArgs args) {
+__global__ void __launch_bounds__(kTeamThreads, kDx ? 5 : 6)
+    sparse_sddmm_kernel(SddmmArgs args, int64_t first_tile, uint32_t tiles) {
   using C = compute_t<T>;
-  constexpr int K = kOwn<BT>;
-  RK_SHARED(C, shared, kRowGroup * (BT + 1));
+  using Own = Team<T, BT>;
+  constexpr int kOwn = Own::kOwn, kSize = Own::kSize, kRows = kGroupRows<T, BT>;
+  using Staged = StagedEntry<C>;
+  RK_SHARED(C, shared, kDx ? kRows * (BT + 1) : 1);
+  RK_SHARED(Staged, entries, kRows * kStaged);
+  RK_SHARED(GroupRows<kRows>, rows, 1);
   const SparseView& view = args.view;
-  const C* const values = static_cast<const C*>(args.values);
-  C* const dvalues = static_cast<C*>(args.dvalues);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t groups = ceil_div(view.rows, int64_t{kRowGroup});
-  const int64_t tiles = ceil_div(args.batch, int64_t{BT});
-  for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
-    const int64_t first = group * kRowGroup;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const C* const x_tile = static_cast<const C*>(args.x.data) + t * args.x.stride;
-      const C* const g_tile = static_cast<const C*>(args.g.data) + t * args.g.stride;
-      for (int j = warp; j < kRowGroup && first + j < view.rows; j += kWarps) {
-        const int64_t begin = view.offsets[first + j], end = view.offsets[first + j + 1];
-        C sums[K] = {}, x[K] = {};
+  const C* const values = kDx ? static_cast<const C*>(args.values) : nullptr;
+  const int lane = static_cast<int>(threadIdx.x) % kSize;
+  const int team = static_cast<int>(threadIdx.x) / kSize;
+  const uint32_t groups = count_groups<kRows>(view.rows);
+  for (uint32_t unit = blockIdx.x; unit < tiles * groups; unit += gridDim.x) {
+    const uint32_t local = unit / groups;
+    const int64_t t = first_tile + local;
+    const int64_t first = first_of_group<kRows>(args.row_blocks, unit % groups, groups);
+    const T* const g = static_cast<const T*>(args.g.data) + t * args.g.stride + lane * kOwn;
+    C* const partial = args.partial != nullptr
+                           ? static_cast<C*>(args.partial) + int64_t{local} * view.nnz
+                           : nullptr;
+    rank_rows(view, first, rows);
+    const int j = rows->ranked[team];
+    C x[kOwn] = {}, sums[kOwn] = {};
+    if (first + j < view.rows) {
+      const auto own = load_vector<T, kOwn>(static_cast<const T*>(args.x.data) + t * args.x.stride +
+                                            (first + j) * args.x.pitch + lane * kOwn);
 #pragma unroll
-        for (int k = 0; k < K; ++k)
-          if (BT >= 32 || lane < BT) x[k] = x_tile[(first + j) * args.x.pitch + lane + 32 * k];
-        for (int64_t at = begin; at < end; at += 32) {
-          const int count = static_cast<int>(end - at < 32 ? end - at : 32);
-          int32_t column = 0;
-          int64_t place = 0;
-          C w = C(0), found = C(0);
-          if (lane < count) {
-            column = view.index[at + lane];
-            place = view.order != nullptr ? view.order[at + lane] : at + lane;
-            if (kDx) w = values[place];
-          }
-#pragma unroll 1
-          for (int e = 0; e < count; ++e) {
-            const C* const g = g_tile + __shfl_sync(kAll, column, e) * args.g.pitch;
-            const C own = __shfl_sync(kAll, w, e);
-            C products[K];
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-              const C part = BT >= 32 || lane < BT ? g[lane + 32 * k] : C(0);
-              if (kDx) sums[k] += own * part;
-              products[k] = x[k] * part;
-            }
-            const C sum = tile_sum<BT, C>(products);
-            if (lane == e) found = sum;
-          }
-          // Only this warp has these entries.
-          if (lane < count) dvalues[place] = (t == 0 ? C(0) : dvalues[place]) + found;
-        }
-        if constexpr (kDx) {
-#pragma unroll
-          for (int k = 0; k < K; ++k)
-            if (BT >= 32 || lane < BT) shared[j * (BT + 1) + lane + 32 * k] = sums[k];
-        }
-      }
-      if constexpr (kDx) {
-        __syncthreads();
-        write_block<T, BT>(shared, Activation::none, args.feature_major, args.batch, view.rows,
-                           t * BT, first, static_cast<T*>(args.dx));
-        __syncthreads();
-      }
+      for (int v = 0; v < kOwn; ++v) x[v] = widen(own.v[v]);
     }
+    for_entries<kTogether<kSize>, kSize>(
+        view, values, rows->offsets[j], rows->offsets[j + 1], entries + team * kStaged,
+        [&](const Staged* some, auto count, int64_t at) {
+          constexpr int kCount = decltype(count)::value;
+          C w[kCount], lanes[kCount][Own::kLanes];
+          Vector<T, kOwn> parts[kCount];
+          read_vectors(g, args.g.pitch, some, w, parts);
+#pragma unroll
+          for (int i = 0; i < kCount; ++i)
+#pragma unroll
+            for (int l = 0; l < Own::kLanes; ++l) {
+              lanes[i][l] = x[l * Own::kEach] * widen(parts[i].v[l * Own::kEach]);
+#pragma unroll
+              for (int n = 1; n < Own::kEach; ++n) {
+                const int v = l * Own::kEach + n;
+                lanes[i][l] += x[v] * widen(parts[i].v[v]);
+              }
+            }
+          if constexpr (kDx) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i)
+#pragma unroll
+              for (int v = 0; v < kOwn; ++v) sums[v] += w[i] * widen(parts[i].v[v]);
+          }
+          const C sum = folded<kCount, Own::kLanes, kSize / 2>(lanes);
+          if (lane % (kSize / kCount) != 0) return;
+          const int64_t e = at + lane / (kSize / kCount);
+          // Only this thread has this entry of this tile. A sum starts from zero.
+          if (partial != nullptr)
+            partial[e] = sum;
+          else
+            static_cast<C*>(args.dvalues)[view.order != nullptr ? view.order[e] : e] = C(0) + sum;
+        });
+    if constexpr (kDx) {
+      share_row<BT>(sums, lane, args.g.interleaved, shared + j * (BT + 1));
+      __syncthreads();
+      write_block<T, BT, kRows>(shared, args.feature_major, args.batch, view.rows, t * BT, first,
+                                static_cast<T*>(args.dx));
+    }
+    __syncthreads();
   }
 }
+
+// The sums of tiles, added in order.
+template <typename C>
+__global__ void __launch_bounds__(kSumThreads, 8)
+    sparse_sum_tiles_kernel(SddmmArgs args, bool begins, int tiles) {
+  const C* const partial = static_cast<const C*>(args.partial);
+  C* const dvalues = static_cast<C*>(args.dvalues);
+  const int64_t nnz = args.view.nnz, step = static_cast<int64_t>(gridDim.x) * kSumThreads;
+  for (int64_t e = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x; e < nnz;
+       e += step) {
+    C parts[kPartialTiles];
+#pragma unroll
+    for (int t = 0; t < kPartialTiles; ++t) parts[t] = t < tiles ? partial[t * nnz + e] : C(0);
+    const int64_t place = args.view.order != nullptr ? args.view.order[e] : e;
+    C sum = begins ? C(0) : dvalues[place];
+#pragma unroll
+    for (int t = 0; t < kPartialTiles; ++t)
+      if (t < tiles) sum += parts[t];
+    dvalues[place] = sum;
+  }
+}
+
+// Many blocks for each multiprocessor, which take rows of different lengths as they get free.
+constexpr int kTeamBlocks = 32;
 
 }  // namespace
 
@@ -203,7 +240,7 @@ void sparse_pack(const PackArgs& args, Context context) {
       const int64_t units =
           ceil_div(args.batch, int64_t{BT}) * ceil_div(args.features, int64_t{kPackFeatures});
       if (units == 0) return;
-      RK_LAUNCH((sparse_pack_kernel<T, BT>), grid_blocks(units, 8), kThreads, 0, stream, args);
+      RK_LAUNCH((sparse_pack_kernel<T, BT>), grid_blocks(units, 8), kPackThreads, 0, stream, args);
     });
   });
 }
@@ -215,25 +252,37 @@ void sparse_spmm(const SpmmArgs& args, Context context) {
     with_tile<compute_t<T>>(args.tile, [&](auto tile) {
       constexpr int BT = decltype(tile)::value;
       const int64_t units =
-          ceil_div(args.batch, int64_t{BT}) * ceil_div(args.view.rows, int64_t{kRowGroup});
-      RK_LAUNCH((sparse_spmm_kernel<T, BT>), grid_blocks(units, 8), kThreads, 0, stream, args);
+          ceil_div(args.batch, int64_t{BT}) * count_groups<kGroupRows<T, BT>>(args.view.rows);
+      RK_LAUNCH((sparse_spmm_kernel<T, BT>), grid_blocks(units, kTeamBlocks), kTeamThreads, 0,
+                stream, args);
     });
   });
 }
 
 void sparse_sddmm(const SddmmArgs& args, Context context) {
+  if (args.whole_tiles) return sparse_sddmm_tiles(args, context);
   const auto stream = static_cast<cudaStream_t>(context.stream);
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    with_tile<compute_t<T>>(args.tile, [&](auto tile) {
+    using C = compute_t<T>;
+    with_tile<C>(args.tile, [&](auto tile) {
       constexpr int BT = decltype(tile)::value;
-      const int64_t groups = ceil_div(args.view.rows, int64_t{kRowGroup});
-      if (args.dx != nullptr)
-        RK_LAUNCH((sparse_sddmm_kernel<T, BT, true>), grid_blocks(groups, 8), kThreads, 0, stream,
-                  args);
-      else
-        RK_LAUNCH((sparse_sddmm_kernel<compute_t<T>, BT, false>), grid_blocks(groups, 8), kThreads,
-                  0, stream, args);
+      const int64_t tiles = ceil_div(args.batch, int64_t{BT});
+      const int64_t groups = count_groups<kGroupRows<T, BT>>(args.view.rows);
+      for (int64_t first = 0; first < tiles; first += kPartialTiles) {
+        const int64_t some = tiles - first < kPartialTiles ? tiles - first : kPartialTiles;
+        const int64_t blocks = grid_blocks(some * groups, kTeamBlocks);
+        if (args.dx != nullptr)
+          RK_LAUNCH((sparse_sddmm_kernel<T, BT, true>), blocks, kTeamThreads, 0, stream, args,
+                    first, some);
+        else
+          RK_LAUNCH((sparse_sddmm_kernel<T, BT, false>), blocks, kTeamThreads, 0, stream, args,
+                    first, some);
+        if (args.partial == nullptr || args.view.nnz == 0) continue;
+        RK_LAUNCH((sparse_sum_tiles_kernel<C>),
+                  grid_blocks(ceil_div(args.view.nnz, int64_t{kSumThreads}), 8), kSumThreads, 0,
+                  stream, args, first == 0, static_cast<int>(some));
+      }
     });
   });
 }

@@ -20,6 +20,9 @@
 // batch side by side, zeros behind the last one. What belongs to an entry of W is a few vectors
 // then.
 //
+// On CUDA tiles are of the dtype of x, and those that were packed are interleaved: what belongs to
+// a lane, below, is side by side, so that a thread's 16 bytes hold whole lanes.
+//
 // The order of sums is the same everywhere. A sum over entries goes by entry. A sum over the batch:
 // in a tile, element k belongs to lane k mod kBatchLanes, which adds its products in order; the
 // lanes are folded in halves, and the tiles are added in order. No product is fused with a sum.
@@ -29,6 +32,11 @@ namespace regkern::sparse {
 constexpr int kBatchLanes = 16;
 
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
+
+// Blocks of so many neighbouring rows may be listed in the order in which CUDA begins with them:
+// long rows that come last keep a device waiting that has nothing else to do. Results do not depend
+// on it.
+constexpr int kRowBlock = 32;
 
 // The rows of a matrix, or of its transpose. Row r has the entries offsets[r] to offsets[r + 1], of
 // which `index` is the column and values[order[e]] the value (values[e] without an order).
@@ -44,6 +52,7 @@ struct SparseView {
 struct BatchTiles {
   const void* data;
   int64_t pitch, stride;
+  bool interleaved;  // element k is at interleaved_place(k, tile) instead
 };
 
 struct PackArgs {
@@ -51,12 +60,13 @@ struct PackArgs {
   int tile;
   int64_t batch, features;
   bool feature_major;  // x is (features, batch)
+  bool interleaved;    // tiles are, and of x's dtype, as CUDA has them
   const void* x;
-  void* tiles;  // (tiles, features, tile) in the compute type
+  void* tiles;  // (tiles, features, tile) in the compute type, or in x's
 };
 
 struct SpmmArgs {
-  Dtype dtype;  // of y; all else is in the compute type
+  Dtype dtype;  // of y, and of tiles on CUDA; all else is in the compute type
   int tile;
   int64_t batch;
   SparseView view;
@@ -67,10 +77,11 @@ struct SpmmArgs {
   bool feature_major;  // y is (view.rows, batch)
   void* y;
   void* z;  // what the activation is of, like y, or null
+  const int32_t* row_blocks;
 };
 
 struct SddmmArgs {
-  Dtype dtype;  // of dx
+  Dtype dtype;  // of dx, and of tiles on CUDA
   int tile;
   int64_t batch;
   SparseView view;     // by columns: its rows are the features of x
@@ -80,7 +91,35 @@ struct SddmmArgs {
   bool feature_major;  // dx is (view.rows, batch)
   void* dx;            // Wᵀ g, or null
   void* dvalues;       // (nnz), in the order of the values
+  bool whole_tiles;    // without dx and in halves, on CUDA alone: see below
+  const int32_t* row_blocks;
+  void* partial;  // (up to kPartialTiles, nnz) for the sums of several tiles; on CUDA alone
 };
+
+// Tiles whose sums CUDA keeps side by side before it adds them up.
+constexpr int kPartialTiles = 8;
+
+// Tiles of gᵀ x that have an entry may be computed whole on CUDA, by tensor cores, and the entries
+// be picked from them. An entry by itself reads a vector of g for each element of the batch, a tile
+// of kProductTile² reads 2 kProductTile of them: from that many entries in a tile on it reads less.
+// Tensor cores have an order of sums of their own; nowhere else are the bits not those of the CPU.
+// Of n products with a sum of magnitudes S the error is below n 2⁻²² S.
+constexpr int kProductTile = 64;
+constexpr int64_t kFewestForTiles = int64_t{1} << 16;  // entries: less is too small a difference
+REGKERN_HD bool tiles_pay(int64_t rows, int64_t columns, int64_t nnz) {
+  const double share =
+      static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
+  return nnz >= kFewestForTiles && share * kProductTile * kProductTile >= 2.0 * kProductTile;
+}
+
+// Where an interleaved tile of so many elements has element k, and the element that is at a place.
+REGKERN_HD int interleaved_place(int k, int tile) {
+  return k % kBatchLanes * (tile / kBatchLanes) + k / kBatchLanes;
+}
+REGKERN_HD int interleaved_element(int place, int tile) {
+  const int each = tile / kBatchLanes;
+  return place % each * kBatchLanes + place / each;
+}
 
 // The elements of a tile: as many bytes for both compute types. Half of it for few elements of the
 // batch, and for so many features that an entry is not found in the second cache either way.

@@ -32,6 +32,15 @@ def _offsets(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def longest_first(offsets: Tensor, block: int = 32) -> Tensor:
+    """Blocks of so many neighbouring rows, int32, those with the longest row first."""
+    lengths = offsets.diff()
+    blocks = -(-lengths.numel() // block)
+    padded = torch.nn.functional.pad(lengths, (0, blocks * block - lengths.numel()))
+    longest = padded.reshape(blocks, block).amax(1)
+    return torch.sort(longest, descending=True, stable=True).indices.int()
+
+
 def check_pattern(op: str, pattern: object) -> None:
     """That it is one."""
     if not isinstance(pattern, SparsePattern):
@@ -81,11 +90,20 @@ class SparsePattern:
 
     Notes
     -----
-    12 bytes an entry. A pattern does not change: another one is another object, and many layers and
-    products may share one.
+    12 bytes an entry; on CUDA the order of blocks of rows by their longest one besides. A pattern
+    does not change: another one is another object, and many layers and products may share one.
     """
 
-    __slots__ = ("index", "offsets", "shape", "t_index", "t_offsets", "t_order")
+    __slots__ = (
+        "index",
+        "offsets",
+        "row_blocks",
+        "shape",
+        "t_index",
+        "t_offsets",
+        "t_order",
+        "t_row_blocks",
+    )
 
     def __init__(self, offsets: Tensor, index: Tensor, columns: int) -> None:
         offsets, index = _integers("offsets", offsets).long(), _integers("index", index).long()
@@ -120,6 +138,10 @@ class SparsePattern:
         self.shape = shape
         self.offsets, self.index = offsets, index
         self.t_offsets, self.t_index, self.t_order = t_offsets, t_index, t_order
+        # On CUDA long rows are begun with, so that none of them is what is waited for in the end.
+        on_cuda = offsets.is_cuda
+        self.row_blocks = longest_first(offsets) if on_cuda else None
+        self.t_row_blocks = longest_first(t_offsets) if on_cuda else None
 
     # ---- where it comes from ----
 
@@ -214,8 +236,12 @@ class SparsePattern:
         return self.index.device
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """As ops take it: offsets, index, t_offsets, t_index, t_order."""
+        """What it is: offsets, index, t_offsets, t_index, t_order."""
         return self.offsets, self.index, self.t_offsets, self.t_index, self.t_order
+
+    def operands(self) -> tuple[Tensor | None, ...]:
+        """As products take it: :meth:`tensors`, and the orders in which CUDA takes up rows."""
+        return *self.tensors(), self.row_blocks, self.t_row_blocks
 
     def rows(self) -> Tensor:
         """The row of each entry, int64 (nnz,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from regkern.sparse.pattern import SparsePattern, check_pattern
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 # Those whose derivative is one of their result.
 _OF_RESULT = ("none", "relu")
-_PATTERN = 5  # tensors of one
+_PATTERN = 7  # operands of one
 
 
 def _columns_first(t: Tensor, features: int, feature_major: bool) -> Tensor:
@@ -73,7 +74,7 @@ def _direct(op: Op, *args: Any) -> Any:
         return op.raw(*args)
 
 
-def _multiply(x: Tensor, values: Tensor, pattern: tuple[Tensor, ...], major: bool) -> Tensor:
+def _multiply(x: Tensor, values: Tensor, pattern: Sequence[Tensor | None], major: bool) -> Tensor:
     y: Tensor = _linear(x, values, None, "none", *pattern, major)
     return y
 
@@ -356,7 +357,7 @@ def sparse_linear(
     flat = _flat(op, "x", x, pattern.shape[1], feature_major)
     values = _check_values(op, values, pattern, x)
     bias = _check_bias(op, bias, pattern, x)
-    y = _layer(flat, values, bias, activation, *pattern.tensors(), feature_major)
+    y = _layer(flat, values, bias, activation, *pattern.operands(), feature_major)
     return _back(y, x, feature_major)
 
 
@@ -367,7 +368,7 @@ def spmm(x: Tensor, values: Tensor, pattern: SparsePattern, feature_major: bool 
     _check_pattern(op, pattern, x)
     flat = _flat(op, "x", x, pattern.shape[1], feature_major)
     values = _check_values(op, values, pattern, x)
-    return _back(_multiply(flat, values, pattern.tensors(), feature_major), x, feature_major)
+    return _back(_multiply(flat, values, pattern.operands(), feature_major), x, feature_major)
 
 
 def spmm_t(
@@ -379,7 +380,27 @@ def spmm_t(
     _check_pattern(op, pattern, g)
     flat = _flat(op, "g", g, pattern.shape[0], feature_major)
     values = _check_values(op, values, pattern, g)
-    return _back(_linear_t(flat, values, *pattern.tensors(), feature_major), g, feature_major)
+    return _back(_linear_t(flat, values, *pattern.operands(), feature_major), g, feature_major)
+
+
+def sampled(
+    op: str, call: Op, g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool
+) -> Tensor:
+    """gᵀ x at the entries of a pattern, by an op of that name."""
+    checks.floating(op, "g", g)
+    _check_pattern(op, pattern, g)
+    checks.floating(op, "x", x)
+    checks.on_device(op, "x", x, g)
+    flat_g = _flat(op, "g", g, pattern.shape[0], feature_major)
+    flat_x = _flat(op, "x", x, pattern.shape[1], feature_major)
+    batch = (g.shape[1:], x.shape[1:]) if feature_major else (g.shape[:-1], x.shape[:-1])
+    if batch[0] != batch[1] or g.dtype != x.dtype:
+        raise ValueError(
+            f"regkern.{op}: expected `x` of the batch and dtype of `g` {tuple(g.shape)} {g.dtype}, "
+            f"got {tuple(x.shape)} {x.dtype}"
+        )
+    values: Tensor = call(flat_g, flat_x, *pattern.operands(), feature_major)
+    return values
 
 
 def sddmm(g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool = False) -> Tensor:
@@ -409,20 +430,7 @@ def sddmm(g: Tensor, x: Tensor, pattern: SparsePattern, feature_major: bool = Fa
     -----
     The gradient of a dense weight where only some of it is trained: 2 nnz operations an element of
     the batch, and nothing of the size of the weight. Sums are in the order of
-    :func:`sparse_linear`'s.
+    :func:`sparse_linear`'s, but for those of halves on CUDA by tensor cores, where that reads less:
+    see :func:`~regkern.sparse.tensor_cores.sddmm_tiles`.
     """
-    op = "sddmm"
-    checks.floating(op, "g", g)
-    _check_pattern(op, pattern, g)
-    checks.floating(op, "x", x)
-    checks.on_device(op, "x", x, g)
-    flat_g = _flat(op, "g", g, pattern.shape[0], feature_major)
-    flat_x = _flat(op, "x", x, pattern.shape[1], feature_major)
-    batch = (g.shape[1:], x.shape[1:]) if feature_major else (g.shape[:-1], x.shape[:-1])
-    if batch[0] != batch[1] or g.dtype != x.dtype:
-        raise ValueError(
-            f"regkern.{op}: expected `x` of the batch and dtype of `g` {tuple(g.shape)} {g.dtype}, "
-            f"got {tuple(x.shape)} {x.dtype}"
-        )
-    values: Tensor = _sddmm(flat_g, flat_x, *pattern.tensors(), feature_major)
-    return values
+    return sampled("sddmm", _sddmm, g, x, pattern, feature_major)

@@ -60,6 +60,34 @@ def _dense(i: Inputs, dtype: torch.dtype | None = None) -> Any:
     return y.detach(), *torch.autograd.grad(y, (x, weight), g)
 
 
+def _dense_tf32(i: Inputs) -> Any:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return _dense(i)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _dense_bf16() -> Any:
+    """The layer in bfloat16 with inputs in bfloat16: casts are made once, and not measured."""
+    kept: dict[int, tuple[Inputs, Inputs]] = {}
+
+    def call(i: Inputs) -> Any:
+        if id(i) not in kept:  # with what it is of, so that nothing else has that id
+            kept[id(i)] = i, {k: i[k].bfloat16() for k in ("x", "weight", "g")}
+        return _dense(kept[id(i)][1])
+
+    return call
+
+
+# What a GPU has tensor cores for.
+_ON_CUDA = (
+    Rival("torch dense, TF32", "torch", lambda: _dense_tf32, "forward and both gradients"),
+    Rival("torch dense, bf16", "torch", _dense_bf16, "the same"),
+)
+
+
 def _csr(i: Inputs) -> Any:
     x, weight = i["x"].t().detach().requires_grad_(), i["csr"].detach().requires_grad_()
     y = torch.sparse.mm(weight, x)
@@ -101,6 +129,7 @@ def _layer_case(columns: int, ratio: int, sparsity: int) -> Case:
         reference=_definition,
         rivals=(
             Rival("torch dense", "torch", lambda: _dense, "forward and both gradients"),
+            *(_ON_CUDA if torch.cuda.is_available() else ()),
             Rival("torch CSR", "torch", lambda: _csr, "torch.sparse.mm"),
         ),
         more_dtypes=(torch.float64, torch.bfloat16),
@@ -158,7 +187,7 @@ CASES = (
             Rival("torch dense", "torch", lambda: _masked_dense, "the whole, and a gather"),
             Rival("torch sampled_addmm", "torch", lambda: _masked_torch),
         ),
-        more_dtypes=(torch.float64,),
+        more_dtypes=(torch.float64, torch.bfloat16),
         floor="read",
         passes=2.0,
     ),
