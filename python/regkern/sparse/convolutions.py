@@ -307,6 +307,31 @@ def _convolve(
     return y
 
 
+def sample_conv2d(
+    op: str,
+    g: Tensor,
+    x: Tensor,
+    pattern: SparsePattern,
+    kernel_size: Numbers,
+    stride: Numbers,
+    padding: Numbers | str,
+    dilation: Numbers,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """The gradient of a dense weight (O, I / groups · KH · KW) at the entries of a pattern, from
+    that of the output and the images: (nnz,) in the dtype that kernels compute in."""
+    kernel = _pair(op, "kernel_size", kernel_size, 1)
+    steps, spread = _pair(op, "stride", stride, 1), _pair(op, "dilation", dilation, 1)
+    top, bottom, left, right = around = _around(op, padding, kernel, steps, spread)
+    if padding_mode != "zeros" and max(around) > 0:
+        x = torch.nn.functional.pad(x, (left, right, top, bottom), padding_mode)
+        around = 0, 0, 0, 0
+    options = list(kernel), list(steps), list(around), list(spread), groups
+    sums: Tensor = _sample(g, x, *pattern.tensors(), *options)
+    return sums
+
+
 def _check_groups(op: str, groups: object, channels: int, outputs: int) -> int:
     given = _numbers(op, "groups", groups, (), 1)[0]
     if channels % given != 0 or outputs % given != 0:

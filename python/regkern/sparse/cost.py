@@ -198,7 +198,7 @@ def _has_bf16(weight: Tensor) -> bool:
     if weight.dtype != torch.float32:
         return False
     if weight.is_cuda:
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     # Elsewhere it is made of float32, and never faster.
     return weight.is_cpu and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

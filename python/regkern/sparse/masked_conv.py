@@ -70,7 +70,8 @@ class _Conv(torch.autograd.Function):
         pattern: SparsePattern,
         options: _Options,
     ) -> Tensor:
-        return torch.ops.aten.convolution(x, weight, bias, *options.of_torch())
+        y: Tensor = torch.ops.aten.convolution(x, weight, bias, *options.of_torch())
+        return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -104,9 +105,10 @@ class _Transposed(torch.autograd.Function):
         pattern: SparsePattern,
         options: _Options,
     ) -> Tensor:
-        return torch.ops.aten.convolution_backward(
+        dx: Tensor = torch.ops.aten.convolution_backward(
             g, x, weight, None, *options.of_torch(), [True, False, False]
         )[0]
+        return dx
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
