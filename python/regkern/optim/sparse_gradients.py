@@ -73,7 +73,7 @@ class Gradients:
         own = _candidates(layer, pairs, pattern, k).places
         if k == 0:
             return own
-        places: Tensor = torch.unique(torch.cat(processes.gather(own)))  # type: ignore[no-untyped-call]
+        places: Tensor = torch.unique(torch.cat(processes.gather(own)))
         scores = processes.sum(_scores_at(layer, pairs, pattern_at(places, pattern.shape)))
         return processes.first(places[where(top_k_mask(scores.abs(), k)[0])])
 
