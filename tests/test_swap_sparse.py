@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import regkern
 import torch
-from regkern.nn.sparse.conv import SparseConv2d
+from regkern.nn.sparse.conv import SparseConv1d, SparseConv2d
 from regkern.nn.sparse.linear import SparseLinear
+from regkern.sparse import cost as cost_module
 from regkern.sparse.cost import Cost, CostModel, cache_path, pays
 from torch import nn
 
@@ -118,6 +119,35 @@ def test_convolutions() -> None:
     assert cost.dense > 0
 
 
+def test_rows() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv1d(3, 8, 5, 2, 1, bias=False), nn.ReLU(), nn.Conv1d(8, 8, 3, dilation=2, groups=2)
+    )
+    costs, x = Even(), torch.randn(2, 3, 19)
+    report = regkern.swap(net, sparsify={"0": 0.2, "2": 0.25}, costs=costs, example=x)
+    assert costs.asked == [(2, (19,)), (2, (9,))]
+    assert len(report.swapped) == 2
+    assert isinstance(net[2], SparseConv1d)
+    assert net[2].pattern.nnz == 24
+    y = net(x)
+    back = regkern.swap.densify(net)
+    assert [row.name for row in back.swapped] == ["0", "2"]
+    assert type(net[0]) is nn.Conv1d
+    torch.testing.assert_close(net(x), y)
+    report = regkern.swap(net, sparsify=True, costs=costs, dry_run=True)
+    assert costs.asked[-1] == (32, (784,))
+    assert "32 rows of 784" in report.swapped[0].new
+    for padding in (2, "same"):
+        layer = nn.Conv1d(4, 4, 3, padding=padding, padding_mode="circular")
+        assert CostModel().cost(layer, 2, (9,)).dense > 0
+    alone = SparseConv1d(3, 4, 3, padding=(1, 2))
+    assert "`padding` of one number" in regkern.swap.densify(alone).left[0].reason
+    # One row without a batch.
+    regkern.swap(net, sparsify=True, costs=costs, dry_run=True, example=x[0])
+    assert costs.asked[-1] == (1, (9,))
+
+
 def test_layers_that_stay() -> None:
     class Own(nn.Linear):
         pass
@@ -202,7 +232,7 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert pays(layer, 7, 0.1, model=other) == first
     assert calls == [8, 1024]
     assert model.save() == path
-    with pytest.raises(TypeError, match="`layer` to be Linear, Conv2d"):
+    with pytest.raises(TypeError, match="`layer` to be Linear, Conv2d, Conv1d"):
         pays(nn.ReLU(), 8, 0.1)
     with pytest.raises(ValueError, match="`size` of 0 numbers"):
         pays(layer, 8, 0.1, (3, 3))
@@ -217,6 +247,64 @@ def test_measured_in_other_dtypes(dtype: torch.dtype) -> None:
     cost = CostModel().cost(nn.Linear(32, 16, bias=False, dtype=dtype), 4)
     assert cost.dense > 0
     assert cost.sparse(16) >= cost.fixed >= 0
+
+
+def test_ways_of_the_dense_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All are measured; those allowed decide, and of the others the reason tells."""
+
+    class Ways(CostModel):
+        def cost(self, layer: nn.Module, batch: int, size: Sequence[int] = ()) -> Cost:
+            return Cost(dense=4e-3, fixed=0.0, per_entry=2e-3 / 16, onednn=3e-3, bf16=1e-3)
+
+    layer = nn.Linear(4, 4)
+    own = pays(layer, 8, 1.0, model=Ways())
+    assert own == (True, 2e-3, 4e-3, own.reason, "own")
+    assert own.reason.endswith("instead of 4 ms; dense in bfloat16 would take 1 ms")
+    both = pays(layer, 8, 1.0, model=Ways(), allow=("own", "onednn"))
+    assert (both.pays, both.dense, both.path) == (True, 3e-3, "onednn")
+    assert "instead of 3 ms by oneDNN; dense in" in both.reason
+    half = pays(layer, 8, 1.0, model=Ways(allow=("own", "bf16")))
+    assert (half.pays, half.path) == (False, "bf16")
+    assert half.reason.endswith("1 ms in bfloat16; it would pay below 0.5")
+    report = regkern.swap(nn.Linear(4, 4), sparsify=0.9, costs=Ways(("own", "bf16")))
+    assert "bfloat16" in report.left[0].reason
+    with pytest.raises(ValueError, match="`allow` to be one of own, onednn, bf16, got 'fp32'"):
+        CostModel(("fp32",))
+    with pytest.raises(ValueError, match="a name in `allow`"):
+        CostModel(())
+    with pytest.raises(TypeError, match="`allow` to be several names"):
+        pays(layer, 8, 0.5, allow="own")
+    # bfloat16 is measured where the machine has it, in every class of layers.
+    monkeypatch.setattr(
+        "regkern.sparse.cost._has_bf16", lambda weight: weight.dtype == torch.float32
+    )
+    model = CostModel()
+    conv = model.cost(nn.Conv2d(4, 4, 3, padding=1), 2, (5, 6))
+    assert conv.bf16 < float("inf")
+    assert conv.onednn == float("inf")
+    linear = model.cost(nn.Linear(16, 8), 4)
+    assert linear.bf16 < float("inf")
+    assert model.cost(nn.Linear(16, 8).double(), 4)[3:] == (float("inf"), float("inf"))
+    model.save(tmp_path / "costs.json")
+    other = CostModel()
+    assert other.load(tmp_path / "costs.json") == 3
+    assert other.cost(nn.Conv2d(4, 4, 3, padding=1), 2, (5, 6)) == conv
+    assert [p.name for p in tmp_path.iterdir()] == ["costs.json"]
+    with pytest.raises(ValueError, match="a way that this layer has"):
+        pays(nn.Conv2d(4, 4, 3, padding=1), 2, 0.1, (5, 6), other, allow=("onednn",))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_the_product_of_onednn() -> None:
+    layer = nn.Linear(12, 7)
+    g, cost = torch.randn(5, 7), CostModel().cost(layer, 5)
+    assert cost.onednn < float("inf")
+    results = []
+    for call in (cost_module._dense_linear, cost_module._onednn_linear):
+        x = torch.arange(60.0).view(5, 12).sin().requires_grad_()
+        y = call(layer, x, layer.weight)
+        results.append((y, *torch.autograd.grad(y, (x, layer.weight), g)))
+    torch.testing.assert_close(*results)
 
 
 def test_reasons() -> None:

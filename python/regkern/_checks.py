@@ -25,6 +25,12 @@ def floating(op: str, name: str, value: object) -> None:
         )
 
 
+def number(op: str, name: str, value: object) -> None:
+    """A number of Python, not one in a tensor."""
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
+        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
+
+
 def probability(op: str, name: str, value: float | Tensor) -> None:
     """A number in [0, 1]; a tensor of one element is looked at only on the CPU."""
     if isinstance(value, Tensor):
@@ -33,8 +39,7 @@ def probability(op: str, name: str, value: float | Tensor) -> None:
                 f"regkern.{op}: expected `{name}` to have one element, got {tuple(value.shape)}"
             )
         return
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
-        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
+    number(op, name, value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"regkern.{op}: expected `{name}` in [0, 1], got {value}")
 
@@ -76,8 +81,8 @@ def scale(op: str, name: str, value: object) -> None:
                 f"regkern.{op}: expected `{name}` to have one element, got {tuple(value.shape)}"
             )
         return
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
-        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
+    number(op, name, value)
+    assert isinstance(value, int | float | torch.SymFloat)
     if not value >= 0:
         raise ValueError(f"regkern.{op}: expected `{name}` to be at least 0, got {value}")
 

@@ -64,8 +64,7 @@ def half_space_project_(
         )
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         checks.same(op, f"old[{i}]", y, x, f"new[{i}]")
-    if isinstance(eps, bool) or not isinstance(eps, int | float):
-        raise TypeError(f"regkern.{op}: expected `eps` to be a number, got {eps!r}")
+    checks.number(op, "eps", eps)
     if not 0.0 <= eps < 1.0:
         raise ValueError(f"regkern.{op}: expected `eps` in [0, 1), got {eps}")
     if groups is None:

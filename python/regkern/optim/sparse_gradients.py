@@ -9,8 +9,21 @@ import torch
 from torch import Tensor
 
 from regkern.nn.sparse.base import SparseLayer
-from regkern.sparse.growing import Candidates, conv_candidates, linear_candidates
+from regkern.optim.sparse_processes import Processes
+from regkern.proximal.thresholds import top_k_mask
+from regkern.sparse.convolutions import sample_conv2d
+from regkern.sparse.growing import (
+    Candidates,
+    Pairs,
+    conv_candidates,
+    linear_candidates,
+    where,
+)
 from regkern.sparse.pattern import SparsePattern
+from regkern.sparse.places import pattern_at
+from regkern.sparse.products import sddmm
+
+_OP = "optim.SparseTraining"
 
 
 class Gradients:
@@ -38,16 +51,31 @@ class Gradients:
 
         return after
 
-    def largest_free(self, name: str, pattern: SparsePattern, k: int) -> Tensor:
-        """Places, rising."""
-        pairs = self._pairs[name]
-        if not pairs:
-            raise RuntimeError(
-                f"regkern.optim.SparseTraining: expected a backward through {name!r} in this step, "
-                "got none; a compiled model calls no hooks, so call the original where `due` is "
-                "true"
-            )
-        return _candidates(self._layers[name], pairs, pattern, k).places
+    def check(self, processes: Processes) -> None:
+        """Raises, in all processes, where one has no gradients of a layer."""
+        device = next(iter(self._layers.values())).pattern.device
+        processes.check_all(
+            {name: bool(pairs) for name, pairs in self._pairs.items()},
+            device,
+            "regkern.optim.SparseTraining: expected a backward through {} in this step, got none; "
+            "a compiled model calls no hooks, so call the original where `due` is true",
+        )
+
+    def largest_free(
+        self, name: str, pattern: SparsePattern, k: int, processes: Processes, exchange: str
+    ) -> Tensor:
+        """Places, rising: where the gradients are largest, summed over processes."""
+        layer, pairs = self._layers[name], self._pairs[name]
+        if processes.size == 1:
+            return _candidates(layer, pairs, pattern, k).places
+        if exchange == "panels":
+            return processes.first(_candidates(layer, pairs, pattern, k, processes.sum).places)
+        own = _candidates(layer, pairs, pattern, k).places
+        if k == 0:
+            return own
+        places: Tensor = torch.unique(torch.cat(processes.gather(own)))
+        scores = processes.sum(_scores_at(layer, pairs, pattern_at(places, pattern.shape)))
+        return processes.first(places[where(top_k_mask(scores.abs(), k)[0])])
 
     def clear(self) -> None:
         for pairs in self._pairs.values():
@@ -59,11 +87,32 @@ class Gradients:
 
 
 def _candidates(
-    layer: Any, pairs: list[tuple[Tensor, Tensor]], pattern: SparsePattern, k: int
+    layer: Any,
+    pairs: Pairs,
+    pattern: SparsePattern,
+    k: int,
+    of_all: Callable[[Tensor], Tensor] | None = None,
 ) -> Candidates:
-    op = "optim.SparseTraining"
     if len(layer.weight_shape) == 2:
-        return linear_candidates(op, pairs, pattern, k, layer.feature_major)
+        return linear_candidates(_OP, pairs, pattern, k, layer.feature_major, of_all)
+    pairs, options = _as_images(layer, pairs)
+    return conv_candidates(_OP, pairs, pattern, k, **options, of_all=of_all)
+
+
+def _scores_at(layer: Any, pairs: Pairs, pattern: SparsePattern) -> Tensor:
+    """The gradient at the entries of a pattern, (nnz,)."""
+    if len(layer.weight_shape) == 2:
+        return _sum([sddmm(g, x, pattern, layer.feature_major) for g, x in pairs])
+    pairs, options = _as_images(layer, pairs)
+    return _sum([sample_conv2d(_OP, g, x, pattern, **options) for g, x in pairs])
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def _as_images(layer: Any, pairs: Pairs) -> tuple[Pairs, dict[str, Any]]:
+    """What goes through a convolution, as images of a batch, and the options of one of those."""
     # One image may come without a batch.
     rank = len(layer.weight_shape)
     pairs = [(g, x) if x.dim() == rank else (g.unsqueeze(0), x.unsqueeze(0)) for g, x in pairs]
@@ -73,15 +122,7 @@ def _candidates(
         # One row of pixels.
         pairs = [(g.unsqueeze(2), x.unsqueeze(2)) for g, x in pairs]
         options = {name: _of_a_row(name, value) for name, value in options.items()}
-    return conv_candidates(
-        op,
-        pairs,
-        pattern,
-        k,
-        groups=layer.groups,
-        padding_mode=layer.padding_mode,
-        **options,
-    )
+    return pairs, {**options, "groups": layer.groups, "padding_mode": layer.padding_mode}
 
 
 def _of_a_row(name: str, value: Any) -> Any:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from regkern import _checks as checks
 from regkern.nn.sparse.base import SparseLayer
 from regkern.optim.schedules import CubicRamp
 from regkern.optim.sparse_gradients import Gradients
+from regkern.optim.sparse_processes import Processes
 from regkern.optim.sparse_schedules import CosineDecay
 from regkern.proximal.thresholds import top_k_mask
 from regkern.sparse.growing import random_free, where
@@ -22,6 +22,7 @@ from regkern.sparse.places import pattern_at, places_of
 from regkern.sparse.updates import prune, update_pattern
 
 _METHODS = ("rigl", "set", "gradual")
+_EXCHANGES = ("panels", "candidates")
 
 
 class SparseTraining:
@@ -63,18 +64,38 @@ class SparseTraining:
         Copies of the model, such as averages of its weights: their layers of the same names get
         the same patterns, and their values move along.
     generator : torch.Generator, optional
-        Of SET's places, on the CPU; its state is saved.
+        Of SET's places, on the CPU; its state is saved. Of several processes the first one's
+        places are taken.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes that train the network together, each with a part of the batch, and whose
+        patterns are the same. Default: all, where ``torch.distributed`` is initialized. Each makes
+        a SparseTraining and calls ``step`` as often.
+    exchange : str
+        Which of RigL's gradients several processes exchange. ``"panels"``: all, a panel at a time,
+        so that entries come where they would with the whole batch in one process, up to rounding;
+        an update sends as many numbers as the dense weights have, and keeps a panel. For
+        ``"candidates"`` each process names the places of its own largest gradients, as many as are
+        to come, and the largest sums at the places named are taken: that sends O(nnz) numbers, and
+        misses places whose gradients are large in sum and in no process. These are more the more
+        processes there are and the less their gradients agree.
 
     Raises
     ------
     TypeError, ValueError
         Where an argument is not as said above.
     NotImplementedError
-        For RigL where several processes train together: each has gradients of its own, and the
-        patterns would differ. SET with generators of one seed does not.
+        For ``"gradual"`` with a DistributedDataParallel, which keeps the sizes that parameters had.
+    RuntimeError
+        At first and from ``step`` where processes have different patterns, which a number of 64
+        bits a layer shows; and where a layer had no backward.
 
     Notes
     -----
+    With ``DistributedDataParallel`` values are the same everywhere and so are the smallest of them;
+    pass the wrapped model or the wrapper. It sends buffers before each forward, patterns among
+    them, if it is not told not to (``forward_sync_buffers=False``). Losses are to be means over
+    parts of one size, or sums: gradients are added with the same weight.
+
     RigL's gradients are taken from what goes through the layers in the steps of updates alone
     (``due``), with hooks: inputs and gradients of outputs, kept up to the update; the dense
     gradient of a layer is never there. A compiled model has to be called as it was
@@ -112,8 +133,11 @@ class SparseTraining:
         scope: str = "layer",
         averages: Iterable[nn.Module] = (),
         generator: torch.Generator | None = None,
+        process_group: Any = None,
+        exchange: str = "panels",
     ) -> None:
         op = "optim.SparseTraining"
+        checks.one_of(op, "exchange", exchange, _EXCHANGES)
         checks.one_of(op, "method", method, _METHODS)
         checks.one_of(op, "scope", scope, ("layer", "global"))
         checks.at_least(op, "every", every, 1)
@@ -128,10 +152,10 @@ class SparseTraining:
                 f'regkern.{op}: expected `density` with the method "gradual", and with no other, '
                 f"got {density} with {method!r}"
             )
-        if method == "rigl" and _processes() > 1:
+        if method == "gradual" and isinstance(model, nn.parallel.DistributedDataParallel):
             raise NotImplementedError(
-                f'regkern.{op}: the method "rigl" is for one process: gradients of {_processes()} '
-                "would give as many patterns"
+                f"regkern.{op}: expected no DistributedDataParallel with the method 'gradual', "
+                "whose parameters get smaller, got one; average gradients otherwise"
             )
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
         if not self.layers:
@@ -145,7 +169,7 @@ class SparseTraining:
                 )
         self.optimizer, self.method, self.scope = optimizer, method, scope
         self.every, self.begin, self.end = every, begin, end
-        self.generator = generator
+        self.generator, self.exchange = generator, exchange
         self.steps = 0
         self._followers = [
             {n: m for n, m in other.named_modules() if n in self.layers} for other in averages
@@ -169,6 +193,8 @@ class SparseTraining:
                 )
             self.ramp = CubicRamp(begin, end, initial=1.0, final=kept)
             self._start = {name: layer.pattern.nnz for name, layer in self.layers.items()}
+        self._processes = Processes(op, process_group)
+        self._processes.check_same({name: m.pattern for name, m in self.layers.items()})
         self._gradients = Gradients(self.layers, lambda: self.due) if method == "rigl" else None
 
     @property
@@ -187,7 +213,10 @@ class SparseTraining:
         patterns."""
         due = self.due
         if due:
+            if self._gradients is not None:
+                self._gradients.check(self._processes)
             patterns = self._patterns(self.steps + 1)
+            self._processes.check_same(patterns)
             for name, pattern in patterns.items():
                 self._update(name, pattern)
         self.steps += 1
@@ -229,8 +258,8 @@ class SparseTraining:
 
     def _places(self, name: str, kept: SparsePattern, count: int) -> Tensor:
         if self._gradients is None:
-            return random_free(kept, count, self.generator)
-        return self._gradients.largest_free(name, kept, count)
+            return self._processes.first(random_free(kept, count, self.generator))
+        return self._gradients.largest_free(name, kept, count, self._processes, self.exchange)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and the generator's state. Patterns are in the model's."""
@@ -260,8 +289,3 @@ class SparseTraining:
             f"SparseTraining({self.method!r}, layers={len(self.layers)}, every={self.every}, "
             f"begin={self.begin}, end={self.end}, steps={self.steps})"
         )
-
-
-def _processes() -> int:
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1

@@ -77,8 +77,8 @@ def gate(logits: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
                 f"regkern.{op}: expected `threshold` that broadcasts to {tuple(logits.shape)}, got "
                 f"{tuple(threshold.shape)}"
             )
-    elif isinstance(threshold, bool) or not isinstance(threshold, int | float | torch.SymFloat):
-        raise TypeError(f"regkern.{op}: expected `threshold` to be a number, got {threshold!r}")
+    else:
+        checks.number(op, "threshold", threshold)
     with torch.no_grad():
         value = (logits > threshold).to(logits.dtype)
         value = torch.where(logits.isnan(), logits, value)

@@ -202,11 +202,6 @@ class _UniformInPlace(torch.autograd.Function):
 # ---- public functions: weight noise ----
 
 
-def _number(op: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
-        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
-
-
 def check_options(
     op: str,
     kind: str,
@@ -218,11 +213,11 @@ def check_options(
 ) -> float:
     """Checks what does not depend on the weight, and returns the resolution as a fraction."""
     checks.one_of(op, "kind", kind, KINDS)
-    _number(op, "std_dev", std_dev)
+    checks.number(op, "std_dev", std_dev)
     checks.at_least(op, "std_dev", std_dev, 0.0)
     if std_dev == math.inf:
         raise ValueError(f"regkern.{op}: expected `std_dev` to be finite, got {std_dev}")
-    _number(op, "resolution", resolution)
+    checks.number(op, "resolution", resolution)
     if kind in ("discretize", "discretize_add_normal", "dorefa") and not resolution > 0.0:
         raise ValueError(
             f"regkern.{op}: expected `resolution` above 0 with kind {kind!r}, got {resolution}"
@@ -253,7 +248,7 @@ def _scales(
                 f"regkern.{op}: expected `scale` of 1 or {rows} elements, got {tuple(scale.shape)}"
             )
         return scale.detach().reshape(-1).to(w.device, dtype)
-    _number(op, "scale", scale)
+    checks.number(op, "scale", scale)
     if not scale >= 0.0:
         raise ValueError(f"regkern.{op}: expected `scale` to be at least 0, got {scale}")
     return torch.full((1,), scale, dtype=dtype, device=w.device)
@@ -503,7 +498,7 @@ def _additive_uniform_noise(
     checks.floating(op, "x", x)
     channels, inner = 1, x.numel()
     if not isinstance(step, Tensor):
-        _number(op, "step", step)
+        checks.number(op, "step", step)
         steps = torch.full((1,), step, dtype=_compute_dtype(x), device=x.device)
     else:
         checks.floating(op, "step", step)

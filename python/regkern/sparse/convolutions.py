@@ -202,6 +202,34 @@ def _around(
     return given[0], given[0], given[-1], given[-1]
 
 
+def _of_one_row(
+    op: str,
+    rows: Tensor,
+    taps: int,
+    stride: object,
+    padding: object,
+    dilation: object,
+    padding_mode: str,
+) -> tuple[Tensor, tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    """Rows (N, I, L) as images of one row, padded unless with zeros; their stride, what zeros are
+    around them, and dilation."""
+    checks.one_of(op, "padding_mode", padding_mode, _PADDING_MODES)
+    (step,), (spread,) = (
+        _numbers(op, name, value, (), 1)
+        for name, value in (("stride", stride), ("dilation", dilation))
+    )
+    if isinstance(padding, str):
+        around = _around(op, padding, (1, taps), (1, step), (1, spread))
+    else:
+        given = _numbers(op, "padding", padding, (2,), 0)
+        around = 0, 0, given[0], given[-1]
+    if padding_mode != "zeros" and max(around) > 0:
+        # torch pads rows so; of images it would want both dimensions.
+        rows = torch.nn.functional.pad(rows, around[2:], padding_mode)
+        around = 0, 0, 0, 0
+    return rows.unsqueeze(2), (1, step), around, (1, spread)
+
+
 def _kernel_size(
     op: str, kernel_size: Numbers | None, x: Tensor, groups: int, pattern: SparsePattern
 ) -> tuple[int, int]:
@@ -277,6 +305,31 @@ def _convolve(
         groups,
     )
     return y
+
+
+def sample_conv2d(
+    op: str,
+    g: Tensor,
+    x: Tensor,
+    pattern: SparsePattern,
+    kernel_size: Numbers,
+    stride: Numbers,
+    padding: Numbers | str,
+    dilation: Numbers,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """The gradient of a dense weight (O, I / groups · KH · KW) at the entries of a pattern, from
+    that of the output and the images: (nnz,) in the dtype that kernels compute in."""
+    kernel = _pair(op, "kernel_size", kernel_size, 1)
+    steps, spread = _pair(op, "stride", stride, 1), _pair(op, "dilation", dilation, 1)
+    top, bottom, left, right = around = _around(op, padding, kernel, steps, spread)
+    if padding_mode != "zeros" and max(around) > 0:
+        x = torch.nn.functional.pad(x, (left, right, top, bottom), padding_mode)
+        around = 0, 0, 0, 0
+    options = list(kernel), list(steps), list(around), list(spread), groups
+    sums: Tensor = _sample(g, x, *pattern.tensors(), *options)
+    return sums
 
 
 def _check_groups(op: str, groups: object, channels: int, outputs: int) -> int:
@@ -435,37 +488,24 @@ def sparse_conv1d(
     if x.dim() != 3 and x.dim() != 2:
         raise ValueError(f"regkern.{op}: expected `x` of 2 or 3 dimensions, got {tuple(x.shape)}")
     _check_pattern(op, pattern, x)
-    rows = (x if x.dim() == 3 else x.unsqueeze(0)).unsqueeze(2)
+    rows = x if x.dim() == 3 else x.unsqueeze(0)
     groups = _check_groups(op, groups, rows.shape[1], pattern.shape[0])
-    taps = int(pattern.shape[1] // max(1, rows.shape[1] // groups))
-    kernel = 1, max(1, taps)
-    (step,), (spread,) = (
-        _numbers(op, name, value, (), 1)
-        for name, value in (("stride", stride), ("dilation", dilation))
+    taps = max(1, int(pattern.shape[1] // max(1, rows.shape[1] // groups)))
+    images, steps, around, spread = _of_one_row(
+        op, rows, taps, stride, padding, dilation, padding_mode
     )
-    if isinstance(padding, str):
-        around = _around(op, padding, kernel, (1, step), (1, spread))
-    else:
-        given = _numbers(op, "padding", padding, (2,), 0)
-        around = 0, 0, given[0], given[-1]
-    if padding_mode != "zeros" and max(around) > 0:
-        # torch pads rows of images so; two dimensions at once it does not need.
-        checks.one_of(op, "padding_mode", padding_mode, _PADDING_MODES)
-        ends = around[2], around[3]
-        rows = torch.nn.functional.pad(rows.squeeze(2), ends, padding_mode).unsqueeze(2)
-        padding_mode, around = "zeros", (0, 0, 0, 0)
     y = _convolve(
         op,
-        rows,
+        images,
         values,
         pattern,
         bias,
-        kernel,
-        (1, step),
+        (1, taps),
+        steps,
         around,
-        (1, spread),
+        spread,
         groups,
-        padding_mode,
+        "zeros",
         activation,
     ).squeeze(2)
     return y if x.dim() == 3 else y.squeeze(0)

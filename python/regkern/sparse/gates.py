@@ -33,21 +33,15 @@ def _gate_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 _gate.differentiable(_gate_setup, _gate_backward)
 
 
-def _number(op: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymFloat):
-        raise TypeError(f"regkern.{op}: expected `{name}` to be a number, got {value!r}")
-    if value != value:
-        raise ValueError(f"regkern.{op}: expected `{name}` to be a number, got NaN")
-    return value  # type: ignore[return-value]
-
-
-def _check_scores(op: str, weight: object, scores: object, threshold: object) -> None:
+def _check_scores(op: str, weight: object, scores: object, threshold: float) -> None:
     checks.floating(op, "weight", weight)
     checks.tensor(op, "scores", scores)
     assert isinstance(weight, Tensor)
     assert isinstance(scores, Tensor)
     checks.same(op, "scores", scores, weight, "weight")
-    _number(op, "threshold", threshold)
+    checks.number(op, "threshold", threshold)
+    if threshold != threshold:
+        raise ValueError(f"regkern.{op}: expected `threshold` to be a number, got NaN")
 
 
 def score_gate(weight: Tensor, scores: Tensor, threshold: float = 0.0) -> Tensor:
@@ -242,7 +236,8 @@ def gradient_dropout(
     checks.floating(op, "g", g)
     checks.same(op, "reference", reference, g, "g")
     checks.probability(op, "strength", strength)
-    checks.at_least(op, "epsilon", _number(op, "epsilon", epsilon), 0.0)
+    checks.number(op, "epsilon", epsilon)
+    checks.at_least(op, "epsilon", epsilon, 0.0)
     seed = resolve_seed(op, g, seed, generator)
     y: Tensor = _dropout(g.detach(), reference.detach(), seed, strength, epsilon)
     return y
@@ -305,7 +300,8 @@ def binary_gate(logits: Tensor, clip: float | None = None) -> Tensor:
     checks.floating(op, "logits", logits)
     if clip is None:
         return gate(logits)
-    checks.at_least(op, "clip", _number(op, "clip", clip), 0.0)
+    checks.number(op, "clip", clip)
+    checks.at_least(op, "clip", clip, 0.0)
     return gate(function_apply(_Clipped, logits, clip))
 
 
@@ -350,7 +346,8 @@ def mass_gate(y: Tensor, mass: float) -> Tensor:
     """
     op = "mass_gate"
     checks.floating(op, "y", y)
-    checks.probability(op, "mass", _number(op, "mass", mass))
+    checks.number(op, "mass", mass)
+    checks.probability(op, "mass", mass)
     if y.dim() < 2:
         raise ValueError(
             f"regkern.{op}: expected `y` of two dimensions or more, got {tuple(y.shape)}"

@@ -138,19 +138,30 @@ def _distinct(end: int, count: int, generator: torch.Generator | None) -> Tensor
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
-def _added(panel: Callable[[Tensor, Tensor, int, int], Tensor], pairs: Pairs) -> Panels:
+#: Of a panel, the sum of those of several processes.
+Total = Callable[[Tensor], Tensor]
+
+
+def _added(
+    panel: Callable[[Tensor, Tensor, int, int], Tensor], pairs: Pairs, of_all: Total | None
+) -> Panels:
     def panels(first: int, end: int) -> Tensor:
         total = panel(*pairs[0], first, end)
         for g, x in pairs[1:]:
             total += panel(g, x, first, end)
-        return total
+        return total if of_all is None else of_all(total)
 
     return panels
 
 
 @torch.no_grad()
 def linear_candidates(
-    op: str, pairs: Pairs, pattern: SparsePattern, k: int, feature_major: bool
+    op: str,
+    pairs: Pairs,
+    pattern: SparsePattern,
+    k: int,
+    feature_major: bool,
+    of_all: Total | None = None,
 ) -> Candidates:
     """Of the sum of the gradients of several calls, each an output's gradient and an input."""
     check_free(op, "k", k, pattern)
@@ -174,7 +185,7 @@ def linear_candidates(
     def panel(g: Tensor, x: Tensor, first: int, end: int) -> Tensor:
         return g[:, first:end].t() @ x
 
-    return largest_free(_added(panel, flat), pattern, k)
+    return largest_free(_added(panel, flat, of_all), pattern, k)
 
 
 def grow_candidates(
@@ -234,6 +245,7 @@ def conv_candidates(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    of_all: Total | None = None,
 ) -> Candidates:
     """Of the sum of the gradients of several calls, each an output's gradient and an input."""
     check_free(op, "k", k, pattern)
@@ -278,7 +290,7 @@ def conv_candidates(
         )
         return weight
 
-    return largest_free(_added(panel, ready), pattern, k, outputs)
+    return largest_free(_added(panel, ready, of_all), pattern, k, outputs)
 
 
 def grow_candidates_conv2d(

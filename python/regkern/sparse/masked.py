@@ -131,6 +131,26 @@ def _check_frozen(op: str, weight: Tensor) -> None:
         )
 
 
+def _check_vector(op: str, name: str, value: Tensor | None, size: int, x: Tensor) -> None:
+    if value is None:
+        return
+    checks.on_device(op, name, value, x)
+    if tuple(value.shape) != (size,):
+        raise ValueError(
+            f"regkern.{op}: expected `{name}` of shape ({size},), got {tuple(value.shape)}"
+        )
+
+
+def _in_autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast makes of the inputs of a linear layer or a convolution."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 def write_entries_(
     weight: Tensor, values: Tensor, pattern: SparsePattern, base: Tensor | None = None
 ) -> Tensor:
@@ -243,17 +263,8 @@ def masked_linear(
     _check(op, weight, values, pattern)
     _check_frozen(op, weight)
     checks.on_device(op, "weight", weight, x)
-    if bias is not None:
-        checks.on_device(op, "bias", bias, x)
-        if tuple(bias.shape) != (pattern.shape[0],):
-            raise ValueError(
-                f"regkern.{op}: expected `bias` of shape ({pattern.shape[0]},), got "
-                f"{tuple(bias.shape)}"
-            )
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    _check_vector(op, "bias", bias, pattern.shape[0], x)
+    x, weight, bias = _in_autocast(x, weight, bias)
     if x.dim() < 1 or x.shape[-1] != pattern.shape[1]:
         raise ValueError(
             f"regkern.{op}: expected `x` of {pattern.shape[1]} features in dimension -1, got "
@@ -273,9 +284,10 @@ def masked_weight(weight: Tensor, values: Tensor, pattern: SparsePattern) -> Ten
 
     .. math:: W, \qquad \frac{\partial L}{\partial v_e} = \frac{\partial L}{\partial W_{r_e c_e}}
 
-    For code that stays as it is: ``F.conv2d(x, masked_weight(weight, values, pattern))``. The
+    For code that stays as it is: ``F.bilinear(x, y, masked_weight(weight, values, pattern))``. The
     function computes its dense gradient, which is gathered and let go; optimizer states are of the
-    size of ``values`` all the same. :func:`masked_linear` does without the dense gradient.
+    size of ``values`` all the same. :func:`masked_linear` and :func:`masked_conv2d` do without the
+    dense gradient.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from regkern import _checks as checks
-from regkern.nn.sparse.conv import SparseConv2d
+from regkern.nn.sparse.conv import SparseConv1d, SparseConv2d
 from regkern.nn.sparse.linear import SparseLinear
 from regkern.sparse.cost import KINDS, CostModel, Decision, pays
 
 Sparsify = bool | float | Mapping[str, float]
 
-#: Where nothing is known of the inputs.
-_BATCH, _SIZE = 128, 28
+#: Batch and size by the number of dimensions, where nothing is known of the inputs: rows are as
+#: long as images have pixels.
+_GUESSES = {0: (128, ()), 1: (32, (784,)), 2: (32, (28, 28))}
 
 
 class Form(NamedTuple):
@@ -37,6 +39,11 @@ FORMS: dict[type[nn.Module], Form] = {
     nn.Conv2d: Form(
         SparseConv2d,
         lambda layer, density: SparseConv2d.from_conv(layer, density=density),
+        lambda layer: layer.to_conv(),
+    ),
+    nn.Conv1d: Form(
+        SparseConv1d,
+        lambda layer, density: SparseConv1d.from_conv(layer, density=density),
         lambda layer: layer.to_conv(),
     ),
 }
@@ -63,9 +70,10 @@ def input_sizes(model: nn.Module, example: Any) -> dict[int, tuple[int, tuple[in
     sizes: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
-        images = tuple(x.shape[2:]) if isinstance(layer, nn.Conv2d) else ()
-        batch = x.shape[0] if images else x.numel() // max(1, x.shape[-1])
+        x, rank = args[0], layer.weight.dim()  # type: ignore[operator]
+        images = tuple(x.shape[2 - rank :]) if rank > 2 else ()
+        # One image may come without a batch.
+        batch = x.numel() // max(1, math.prod(x.shape[1 - rank :]))
         sizes.setdefault(id(layer), (max(1, batch), images))
 
     hooks = [m.register_forward_pre_hook(look) for m in model.modules() if type(m) in FORMS]
@@ -133,14 +141,14 @@ class Sparsifier:
 
     def _decide(self, layer: Any, density: float) -> Decision:
         images = layer.weight.dim() - 2
-        guess = (_BATCH if images == 0 else 32, (_SIZE,) * images)
-        batch, size = self._sizes.get(id(layer), guess)
+        batch, size = self._sizes.get(id(layer), _GUESSES[images])
         decision = pays(layer, batch, density, size, self.costs)
         if self._called:
             return decision
         where = f"a batch of {batch}"
         if images:
-            where = f"{batch} images of {' x '.join(map(str, size))}"
+            what = "rows" if images == 1 else "images"
+            where = f"{batch} {what} of {' x '.join(map(str, size))}"
         return decision._replace(reason=f"{decision.reason} (at {where}: no example was given)")
 
 
@@ -162,7 +170,10 @@ def _dense(layer: Any, form: Form) -> nn.Module | str:
         return f"its activation is {layer.activation!r}, which no dense layer has"
     if getattr(layer, "feature_major", False):
         return "its features come first"
-    return form.back(layer).train(layer.training)
+    try:
+        return form.back(layer).train(layer.training)
+    except ValueError as error:  # paddings that torch's layer does not have
+        return str(error)
 
 
 assert KINDS.keys() >= FORMS.keys()

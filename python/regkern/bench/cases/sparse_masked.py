@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from regkern.reference.sparse import gates as gates_reference
 from regkern.reference.sparse import masked as masked_reference
 from regkern.sparse import SparsePattern, gates
 from regkern.sparse.masked import masked_linear
+from regkern.sparse.masked_conv import masked_conv2d
 from regkern.sparse.meprop import row_top_k
 from regkern.sparse.selection import random_pattern
 
@@ -21,14 +22,14 @@ _SEED = (11, 12)
 
 
 @cache
-def _pattern(columns: int, device: torch.device) -> SparsePattern:
+def _pattern(rows: int, columns: int, device: torch.device) -> SparsePattern:
     generator = torch.Generator().manual_seed(0)
-    nnz = max(1, round(DENSITY * columns * columns))
-    return random_pattern((columns, columns), nnz, generator=generator).to(device)
+    nnz = max(1, round(DENSITY * rows * columns))
+    return random_pattern((rows, columns), nnz, generator=generator).to(device)
 
 
 def _layer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
-    pattern = _pattern(shape[1], device)
+    pattern = _pattern(shape[1], shape[1], device)
     weight = torch.randn(shape[1], shape[1], device=device).to(dtype)
     return {
         "x": torch.randn(shape, device=device).to(dtype),
@@ -59,6 +60,34 @@ def _dense(i: Inputs) -> Any:
     y = torch.nn.functional.linear(x, weight)
     dx, dw = torch.autograd.grad(y, (x, weight), i["g"])
     return y.detach(), dx, i["pattern"].gather(dw)
+
+
+def _convolution(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
+    channels = shape[1]
+    pattern = _pattern(channels, 9 * channels, device)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+    return {
+        "x": torch.randn(shape, device=device).to(dtype),
+        "g": torch.randn(shape, device=device).to(dtype),
+        "weight": weight,
+        "values": pattern.gather(weight.flatten(1)),
+        "pattern": pattern,
+    }
+
+
+def _conv(i: Inputs) -> Any:
+    return _step(i, partial(masked_conv2d, padding=1))
+
+
+def _conv_definition(i: Inputs) -> Any:
+    return _step(i, partial(masked_reference.masked_conv2d, padding=1))
+
+
+def _conv_dense(i: Inputs) -> Any:
+    x, weight = i["x"].detach().requires_grad_(), i["weight"].detach().requires_grad_()
+    y = torch.nn.functional.conv2d(x, weight, padding=1)
+    dx, dw = torch.autograd.grad(y, (x, weight), i["g"])
+    return y.detach(), dx, i["pattern"].gather(dw.flatten(1))
 
 
 def _matrices(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -142,6 +171,19 @@ CASES = (
         ours=_ours,
         reference=_definition,
         rivals=_eager(_dense, "dense gradient, and a gather"),
+        more_dtypes=(torch.float64, torch.bfloat16),
+        floor="read",
+        passes=2.0,
+    ),
+    Case(
+        op="masked_conv2d",
+        variant="28_1percent",
+        shape=(32, 128, 28, 28),
+        small=(3, 4, 6, 6),
+        make=_convolution,
+        ours=_conv,
+        reference=_conv_definition,
+        rivals=_eager(_conv_dense, "dense gradient, and a gather"),
         more_dtypes=(torch.float64, torch.bfloat16),
         floor="read",
         passes=2.0,

@@ -161,10 +161,13 @@ class SparseLayer(nn.Module):
             self.register_buffer(name, t, persistent=name in _SAVED)
 
     def _replace_values(self, values: Tensor) -> None:
-        # A graph that is still alive, as that of the last loss, keeps the parameter's accumulator
-        # of gradients with the old number of entries. Data of another dtype makes torch drop it.
-        other = torch.float32 if values.dtype == torch.float64 else torch.float64
-        self.values.data = values.new_empty(0, dtype=other)
+        if values.shape != self.values.shape:
+            # A graph that is still alive, as that of the last loss, keeps the parameter's
+            # accumulator of gradients with the old number of entries. Data of another dtype makes
+            # torch drop it; with as many entries it stays, and so do the hooks on it by which
+            # DistributedDataParallel sees gradients.
+            other = torch.float32 if values.dtype == torch.float64 else torch.float64
+            self.values.data = values.new_empty(0, dtype=other)
         self.values.data = values
         self.values.grad = None
 

@@ -305,7 +305,13 @@ class SparseConv1d(_SparseConv):
         return cls._from(conv, density, pattern)
 
     def to_conv(self) -> nn.Conv1d:
-        """The dense layer with the same weight. An activation is not part of it."""
+        """The dense layer with the same weight. An activation is not part of it, and two paddings
+        it does not have."""
+        if not isinstance(self.padding, int | str) and len(self.padding) == 2:
+            raise ValueError(
+                "regkern.SparseConv1d: expected `padding` of one number, which torch's layer has, "
+                f"got {self.padding}"
+            )
         made: nn.Conv1d = self._to()
         return made
 
