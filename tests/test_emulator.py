@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "tests" / "emulator" / "kernels.cu"
 SCHEDULER = ROOT / "csrc" / "emulator" / "cuda_on_cpu.cpp"
+LAUNCH = ROOT / "csrc" / "core" / "launch.cu"
 ORDERS = ["forward", "reverse", "shuffle", "shuffle:1", "shuffle:2", "shuffle:12345"]
 CXX = os.environ.get("CXX", "g++")
 FLAGS = [
@@ -38,7 +39,8 @@ pytestmark = pytest.mark.skipif(shutil.which(CXX) is None, reason=f"no C++ compi
 
 
 def build(path: Path, *flags: str) -> Path:
-    command = [CXX, *FLAGS, *flags, "-o", str(path), str(SCHEDULER), "-x", "c++", str(KERNELS)]
+    sources = [str(SCHEDULER), "-x", "c++", str(LAUNCH), str(KERNELS)]
+    command = [CXX, *FLAGS, *flags, "-o", str(path), *sources]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return path

@@ -10,16 +10,15 @@
 #error "core/launch.cuh: compile with nvcc, or with REGKERN_EMULATOR defined for the CPU emulator"
 #endif
 
-#include <atomic>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
-#include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
+
+// Every .cu file is read three times by nvcc, so this header holds no strings, and what needs some
+// is in launch.cu.
 
 namespace regkern {
 
@@ -51,18 +50,8 @@ inline SharedBytes large_shared(std::size_t bytes) { return SharedBytes(bytes, t
 
 namespace detail {
 
-inline std::string to_string(dim3 d) {
-  // Not "(" + std::to_string(...): gcc 12 warns of an overlap in that, wrongly (-Wrestrict, -O3).
-  std::string text = "(";
-  text.append(std::to_string(d.x)).append(", ").append(std::to_string(d.y)).append(", ");
-  return text.append(std::to_string(d.z)).append(")");
-}
-
-[[noreturn]] inline void launch_error(const char* kernel, dim3 grid, dim3 block,
-                                      const std::string& why) {
-  throw std::runtime_error("launch of kernel " + std::string(kernel) + " with grid " +
-                           to_string(grid) + " and block " + to_string(block) + " failed: " + why);
-}
+[[noreturn]] void dimension_error(std::int64_t count);
+[[noreturn]] void dimension_error(std::uint64_t count);
 
 inline dim3 to_dim3(dim3 d) { return d; }
 
@@ -70,101 +59,42 @@ inline dim3 to_dim3(dim3 d) { return d; }
 template <std::integral T>
 dim3 to_dim3(T count) {
   if (!std::in_range<unsigned>(count)) {
-    throw std::runtime_error("launch dimension " + std::to_string(count) +
-                             " does not fit in 32 bits");
+    using Wide = std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>;
+    dimension_error(static_cast<Wide>(count));
   }
   return dim3(static_cast<unsigned>(count));
 }
 
-inline void check_launch(const char* kernel, dim3 grid, dim3 block, SharedBytes shared) {
-  constexpr unsigned kMaxGridX = 0x7fffffffu;
-  constexpr unsigned kMaxGridYZ = 65535u;
-  constexpr std::uint64_t kMaxThreads = 1024;
-  constexpr unsigned kMaxBlockZ = 64;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
-    launch_error(kernel, grid, block, "the grid is empty");
-  }
-  if (block.x == 0 || block.y == 0 || block.z == 0) {
-    launch_error(kernel, grid, block, "the block is empty");
-  }
-  if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
-    launch_error(kernel, grid, block, "a grid has at most (2147483647, 65535, 65535) blocks");
-  }
-  if (block.x > kMaxThreads || block.y > kMaxThreads || block.z > kMaxBlockZ ||
-      std::uint64_t{block.x} * block.y * block.z > kMaxThreads) {
-    launch_error(kernel, grid, block,
-                 "a block has at most 1024 threads, and (1024, 1024, 64) along its axes");
-  }
-  const std::size_t limit = shared.opted_in ? kSharedBytesOptIn : kSharedBytesDefault;
-  if (shared.bytes > limit) {
-    launch_error(kernel, grid, block,
-                 std::to_string(shared.bytes) + " bytes of dynamic shared memory exceed " +
-                     std::to_string(limit) +
-                     (shared.opted_in ? "" : " (large_shared() opts in to more)"));
-  }
-}
+// Throws where the launch is beyond what CUDA allows.
+void check_launch(const char* kernel, dim3 grid, dim3 block, SharedBytes shared);
+
+#if defined(__CUDACC__)
+// `kernel` is named by its address on the host, `params` holds the addresses of its arguments.
+void launch_checked(const void* kernel, const char* name, dim3 grid, dim3 block, SharedBytes shared,
+                    cudaStream_t stream, void** params);
+#endif
 
 }  // namespace detail
 
 // Use through RK_LAUNCH. Arguments convert to the kernel's parameter types as in a call.
-template <typename... Params, typename... Args>
+template <typename... Params>
 void launch(void (*kernel)(Params...), const char* name, dim3 grid, dim3 block, SharedBytes shared,
-            cudaStream_t stream, Args&&... args) {
-  static_assert(sizeof...(Params) == sizeof...(Args), "wrong number of kernel arguments");
-  detail::check_launch(name, grid, block, shared);
-  std::tuple<Params...> params(static_cast<Params>(std::forward<Args>(args))...);
+            cudaStream_t stream, std::type_identity_t<Params>... params) {
 #if defined(__CUDACC__)
-  cudaError_t status = cudaSuccess;
-  if (shared.bytes > kSharedBytesDefault) {
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared.bytes));
-  }
-  if (status == cudaSuccess) {
-    status = std::apply(
-        [&](auto&... param) {
-          // The trailing null keeps the array non-empty for kernels without parameters.
-          void* addresses[] = {static_cast<void*>(&param)..., nullptr};
-          return cudaLaunchKernel(kernel, grid, block, addresses, shared.bytes, stream);
-        },
-        params);
-  }
-  if (status != cudaSuccess) {
-    // The runtime keeps the error until it is read: cleared here, since it is thrown from here,
-    // or the next unrelated check would report it again.
-    static_cast<void>(cudaGetLastError());
-    detail::launch_error(name, grid, block, cudaGetErrorString(status));
-  }
+  // The trailing null keeps the array non-empty for kernels without parameters.
+  void* addresses[] = {static_cast<void*>(&params)..., nullptr};
+  detail::launch_checked(reinterpret_cast<const void*>(kernel), name, grid, block, shared, stream,
+                         addresses);
 #else
   static_cast<void>(stream);
-  const auto body = [&] { std::apply(kernel, params); };
+  detail::check_launch(name, grid, block, shared);
+  const auto body = [&] { kernel(params...); };
   emulator::launch(name, grid, block, shared.bytes, body);
 #endif
 }
 
 // Multiprocessors of the current device, for sizing grid-stride launches.
-inline int device_sm_count() {
-#if defined(__CUDACC__)
-  constexpr int kMaxDevices = 64;
-  static std::atomic<int> cached[kMaxDevices] = {};
-  int device = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  const bool cacheable = device >= 0 && device < kMaxDevices;
-  int count = status == cudaSuccess && cacheable ? cached[device].load() : 0;
-  if (status == cudaSuccess && count == 0) {
-    status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    if (status == cudaSuccess && cacheable) cached[device].store(count);
-  }
-  if (status != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    throw std::runtime_error(std::string("cannot read the device's multiprocessor count: ") +
-                             cudaGetErrorString(status));
-  }
-  return count;
-#else
-  // Small, so that grid-stride loops go round more than once on the sizes that tests use.
-  return 4;
-#endif
-}
+int device_sm_count();
 
 // Blocks of a grid-stride launch over the work of `work` blocks: no more than `per_sm` for each
 // multiprocessor.
@@ -173,14 +103,7 @@ inline std::int64_t grid_blocks(std::int64_t work, int per_sm) {
   return work < most ? work : most;
 }
 
-inline void zero_async(void* data, std::size_t bytes, cudaStream_t stream) {
-  const cudaError_t status = cudaMemsetAsync(data, 0, bytes, stream);
-  if (status != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    throw std::runtime_error(std::string("cannot zero device memory: ") +
-                             cudaGetErrorString(status));
-  }
-}
+void zero_async(void* data, std::size_t bytes, cudaStream_t stream);
 
 }  // namespace regkern
 
