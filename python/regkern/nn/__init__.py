@@ -64,6 +64,8 @@ from regkern.nn.quantize import (
 )
 from regkern.nn.sparse import (
     ChannelGate,
+    MaskedConv1d,
+    MaskedConv2d,
     MaskedLinear,
     MaskTunedLinear,
     SparseConv1d,
@@ -140,6 +142,8 @@ __all__ = [
     "LinearSchedule",
     "LoRADropoutLinear",
     "MaskTunedLinear",
+    "MaskedConv1d",
+    "MaskedConv2d",
     "MaskedLinear",
     "MinMaxObserver",
     "MixUp",

@@ -35,6 +35,10 @@ from regkern.sparse.masked import (
     masked_weight,
     write_entries_,
 )
+from regkern.sparse.masked_conv import (
+    masked_conv1d,
+    masked_conv2d,
+)
 from regkern.sparse.meprop import (
     meprop_linear,
     row_top_k,
@@ -49,6 +53,9 @@ from regkern.sparse.selection import (
     small_weight_mask,
     snip_mask,
     structured_pattern,
+)
+from regkern.sparse.tensor_cores import (
+    sddmm_tiles,
 )
 from regkern.sparse.updates import (
     PatternUpdate,
@@ -81,6 +88,8 @@ __all__ = [
     "grow_candidates_conv2d",
     "layer_densities",
     "mask_tuned_linear",
+    "masked_conv1d",
+    "masked_conv2d",
     "masked_linear",
     "masked_weight",
     "mass_gate",
@@ -94,6 +103,7 @@ __all__ = [
     "row_top_k",
     "score_gate",
     "sddmm",
+    "sddmm_tiles",
     "small_weight_mask",
     "snip_mask",
     "sparse_conv1d",

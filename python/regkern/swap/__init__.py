@@ -243,9 +243,10 @@ def swap(
     example : Tensor or tuple
         An input of the model, or several, of the batch that it is to train with: it is called once,
         in eval mode, for the sizes of what comes to each layer. Without one a batch of 128 is
-        assumed, of 32 images of 28 x 28 for convolutions.
+        assumed, for convolutions of 32 images of 28 x 28, or 32 rows of 784.
     costs : regkern.sparse.CostModel, optional
-        What was measured already. Default: one for the process.
+        What was measured already, and which of torch's ways of a dense layer count: ``allow`` adds
+        oneDNN and bfloat16. Default: one for the process, with the layer's own way.
 
     Returns
     -------
