@@ -93,6 +93,35 @@ def test_logits_of_any_size(std: float, shape: tuple[int, int, int]) -> None:
     compare(x, 2e-5 * scale, 2e-5 * scale, log_output=True)
 
 
+@pytest.mark.parametrize("n", [4, 8])
+def test_range_of_two_sums_together(n: int) -> None:
+    """Of squares two sums are inverted by one division: their product may be no number."""
+    x = draw(6, n, n, dtype=torch.float32)
+    x[1::2, :, 2:4] -= 46.0  # e^−46 is normal, and its square is not
+    x[3:, 0:2] *= 0.5
+    x.requires_grad_()
+    y = sinkhorn_normalize(x, 5)
+    z = reference.sinkhorn_normalize(x.double(), 5)
+    close(y, z, 1e-5)
+    g = draw(6, n, n, salt=1)
+    close(*(torch.autograd.grad((p * g).sum(), x, retain_graph=True)[0] for p in (y, z)), 1e-5)
+
+
+@pytest.mark.parametrize("order", ["row_first", "column_first"])
+@pytest.mark.parametrize("shape", [(4, 4), (8, 8), (2, 8), (8, 4), (3, 5)], ids=str)
+def test_problems_do_not_see_each_other(shape: tuple[int, int], order: Any) -> None:
+    """Whatever the lane is, and whether its vector is full."""
+    for dtype in (torch.float32, torch.bfloat16, DOUBLE):
+        x = draw(37, *shape, dtype=dtype).requires_grad_()
+        y = sinkhorn_normalize(x, 3, order=order)
+        (slope,) = torch.autograd.grad(y.square().sum(), x)
+        for i in (0, 15, 16, 31, 36):
+            alone = x.detach()[i : i + 1].requires_grad_()
+            p = sinkhorn_normalize(alone, 3, order=order)
+            assert torch.equal(p, y[i : i + 1])
+            assert torch.equal(torch.autograd.grad(p.square().sum(), alone)[0], slope[i : i + 1])
+
+
 def test_range_of_a_positive_matrix() -> None:
     compare((40 * draw(3, 4, 4)).exp(), 1e-10, 1e-9, log_input=False)
     tiny = torch.full((1, 3, 3), 1e-30)

@@ -226,6 +226,25 @@ def test_spans_are_done_over() -> None:
             agree(*both(cost, a, b, eps, rho, how), 3e-5)
 
 
+@pytest.mark.parametrize("shape", [(21, 4, 4), (9, 8, 8), (5, 3, 16)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+def test_plain_problems_have_the_bits_of_others(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """Those that begin at zero by their potentials go the longer way."""
+    batch, n, m = shape
+    cost, eps = draw(*shape, salt=40, dtype=dtype), draw(batch, salt=41) + 0.01
+    if batch > 16:  # one vector of problems, or two, of which some are no plain ones
+        cost[1, 0, 1], cost[2, 0] = INF, INF
+        cost[3, 1, 1] = math.nan
+    zeros = torch.zeros(batch, m, dtype=DOUBLE)
+    for a, b in ((None, None), (weights(batch, n, salt=42), weights(batch, m, salt=43))):
+        plain = solve_small(cost, a, b, eps, None, settings())
+        begun = solve_small(cost, a, b, eps, None, settings(), None, zeros)
+        for name, x, y in zip(SmallSolution._fields, plain, begun, strict=True):
+            assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), name
+
+
 def test_slopes_have_the_bits_of_the_plan() -> None:
     cost, a, _, eps, _ = problem((19, 5, 7), dtype=torch.float32)
     a[:, 0], cost[2, 1, 1] = 0.0, INF

@@ -184,6 +184,21 @@ REGKERN_HD bool left_range(C u, C v) {
   return !(u * v < scaling_limit<C>());
 }
 
+// 1 / s₁ and 1 / s₂ by one division. Their product has to be a normal number, which `seen`, a sum
+// over all pairs, tells in the end.
+template <typename X>
+REGKERN_HD void invert_pair(const X& first, const X& second, const X& one, X* of_first,
+                            X* of_second, X* seen) {
+  const X product = first * second, inverse = one / product;
+  *of_first = inverse * second;
+  *of_second = inverse * first;
+  *seen = *seen + (product + inverse);
+}
+template <typename C>
+REGKERN_HD bool pairs_left_range(C seen) {
+  return !(seen < (sizeof(C) == sizeof(float) ? C(1e36f) : C(1e300)));
+}
+
 // ---- what the GPU works in ----
 
 constexpr int64_t kNormalizeShared = int64_t{96} << 10;  // bytes that any GPU grants a block

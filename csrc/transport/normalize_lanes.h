@@ -3,8 +3,8 @@
 #include <type_traits>
 
 #include "core/parallel.h"
-#include "core/registers.h"
 #include "core/vec.h"
+#include "transport/lane_transpose.h"
 #include "transport/normalize.h"
 
 // Problems of at most 16 rows and columns on the CPU: one in each lane of a vector. What a lane
@@ -14,15 +14,6 @@ namespace regkern::REGKERN_ISA {
 namespace {
 
 using namespace transport;
-
-template <typename C>
-struct LanesOf {
-  typedef C type __attribute__((vector_size(kRegisterBytes)));
-};
-template <typename C>
-using Lanes = typename LanesOf<C>::type;
-template <typename C>
-constexpr int kLanesOf = kRegisterBytes / static_cast<int>(sizeof(C));
 
 template <typename C>
 inline Lanes<C> all_lanes(C x) {
@@ -57,27 +48,54 @@ struct LaneProblem {
   Lanes<C>* shifted;  // (n, m): logarithms of k, or the softmax without ε
   Lanes<C>*a, *b;     // (n), (m)
   Lanes<C>*u, *v;     // (n), (m), or (n_iter + 1) times as many
+  Lanes<C>* seen;     // what pairs of sums say about the range
 };
+
+// Whether matrices are read and written a vector of neighbours at a time: those without gaps, row
+// by row or column by column, that fill vectors.
+template <typename C>
+inline bool is_whole(int64_t numel, int n, int m, int64_t row, int64_t column) {
+  const bool dense = (column == 1 && row == m) || (row == 1 && column == n);
+  return dense && numel == n * m && numel % kLanesOf<C> == 0;
+}
+// Where element e of such a matrix is among its lanes, whose rows are `stride` apart.
+inline int lane_place(int e, int row, int column, int stride) {
+  if (column == 1 && stride == row) return e;
+  return column == 1 ? e / row * stride + e % row : e % column * stride + e / column;
+}
 
 // Matrices of live problems from memory, and back. Each has `numel` elements, of which (i, j) lies
 // at i row + j column. Lanes without a problem repeat the last.
 template <typename T, typename C>
 void load_lanes(const void* data, int64_t first, int live, int64_t numel, int n, int m, int64_t row,
                 int64_t column, int stride, C* buffer, Lanes<C>* out) {
+  constexpr int kL = kLanesOf<C>;
   const T* x = static_cast<const T*>(data) + first * numel;
   const C* from = buffer;
   if constexpr (sizeof(T) == sizeof(C))
     from = x;
   else
     load_elements(x, live * numel, buffer);
-  const C* problems[kLanesOf<C>];
-  for (int l = 0; l < kLanesOf<C>; ++l) problems[l] = from + (l < live ? l : live - 1) * numel;
+  const C* problems[kL];
+  for (int l = 0; l < kL; ++l) problems[l] = from + (l < live ? l : live - 1) * numel;
+  if (is_whole<C>(numel, n, m, row, column)) {
+    const int by_row = static_cast<int>(row), by_column = static_cast<int>(column);
+    for (int e = 0; e < n * m; e += kL) {
+      Lanes<C> block[kL];
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l) block[l] = load_vector(problems[l] + e);
+      transpose_lanes<C>(block);
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l) out[lane_place(e + l, by_row, by_column, stride)] = block[l];
+    }
+    return;
+  }
   for (int i = 0; i < n; ++i)
     for (int j = 0; j < m; ++j) {
       const int64_t at = i * row + j * column;
       Lanes<C> values;
 #pragma GCC unroll 16
-      for (int l = 0; l < kLanesOf<C>; ++l) values[l] = problems[l][at];
+      for (int l = 0; l < kL; ++l) values[l] = problems[l][at];
       out[i * stride + j] = values;
     }
 }
@@ -85,20 +103,32 @@ void load_lanes(const void* data, int64_t first, int live, int64_t numel, int n,
 template <typename T, typename C>
 void store_lanes(const Lanes<C>* in, int64_t first, int live, int64_t numel, int n, int m,
                  int64_t row, int64_t column, int stride, C* buffer, void* data) {
+  constexpr int kL = kLanesOf<C>;
   T* y = static_cast<T*>(data) + first * numel;
   C* to = buffer;
   if constexpr (sizeof(T) == sizeof(C)) to = y;
-  for (int i = 0; i < n; ++i)
-    for (int j = 0; j < m; ++j) {
-      const Lanes<C> values = in[i * stride + j];
-      C* const at = to + i * row + j * column;
-      if (live == kLanesOf<C>) {
+  if (is_whole<C>(numel, n, m, row, column)) {
+    const int by_row = static_cast<int>(row), by_column = static_cast<int>(column);
+    for (int e = 0; e < n * m; e += kL) {
+      Lanes<C> block[kL];
 #pragma GCC unroll 16
-        for (int l = 0; l < kLanesOf<C>; ++l) at[l * numel] = values[l];
+      for (int l = 0; l < kL; ++l) block[l] = in[lane_place(e + l, by_row, by_column, stride)];
+      transpose_lanes<C>(block);
+      if (live == kL) {
+#pragma GCC unroll 16
+        for (int l = 0; l < kL; ++l) store_vector(block[l], to + l * numel + e);
       } else {
-        for (int l = 0; l < live; ++l) at[l * numel] = values[l];
+        for (int l = 0; l < live; ++l) store_vector(block[l], to + l * numel + e);
       }
     }
+  } else {
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < m; ++j) {
+        const Lanes<C> values = in[i * stride + j];
+        C* const at = to + i * row + j * column;
+        for (int l = 0; l < live; ++l) at[l * numel] = values[l];
+      }
+  }
   if constexpr (sizeof(T) != sizeof(C)) store_elements(buffer, live * numel, y);
 }
 
@@ -229,33 +259,50 @@ void iterate_lanes(const LaneProblem<C>& p, bool keep) {
   }
 }
 
-// The same for N x N problems whose weights are all 1, in registers as far as they go.
-template <int N, typename C>
-void iterate_square(const LaneProblem<C>& p, bool keep) {
+// Problems that are iterated together: those of one vector wait for their own divisions and sums.
+constexpr int kLaneGroups = 2;
+
+// The same for N x N problems whose weights are all 1, in registers as far as they go, and of G
+// vectors.
+template <int N, int G, typename C>
+void iterate_square(const LaneProblem<C>* p, bool keep) {
   using V = Lanes<C>;
   const V one = all_lanes(C(1));
-  V u[N], v[N];
+  V u[G][N], v[G][N], seen[G];
+#pragma GCC unroll 2
+  for (int g = 0; g < G; ++g) {
+    seen[g] = V{};
 #pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) u[j] = v[j] = one;
-  V *to_u = p.u, *to_v = p.v;
-  const auto store = [&] {
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) to_u[j] = u[j];
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) to_v[j] = v[j];
-  };
-  if (keep) store();
-  for (int t = 1; t <= p.n_iter; ++t) {
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) u[i] = one / row_product<N>(p, v, i);
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) v[j] = one / column_product<N>(p, u, j);
-    if (!keep) continue;
-    to_u += N;
-    to_v += N;
-    store();
+    for (int j = 0; j < N; ++j) u[g][j] = v[g][j] = one;
   }
-  if (!keep) store();
+  const int n_iter = p->n_iter;
+  for (int t = 0;; ++t) {
+    if (keep || t == n_iter) {
+      const int at = keep ? t * N : 0;
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) p[g].u[at + j] = u[g][j];
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) p[g].v[at + j] = v[g][j];
+      }
+    }
+    if (t == n_iter) break;
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+      for (int i = 0; i < N; i += 2)
+        invert_pair(row_product<N>(p[g], v[g], i), row_product<N>(p[g], v[g], i + 1), one, &u[g][i],
+                    &u[g][i + 1], &seen[g]);
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j += 2)
+        invert_pair(column_product<N>(p[g], u[g], j), column_product<N>(p[g], u[g], j + 1), one,
+                    &v[g][j], &v[g][j + 1], &seen[g]);
+  }
+#pragma GCC unroll 2
+  for (int g = 0; g < G; ++g) *p[g].seen = seen[g];
 }
 
 // Whether iterate_square and descend_square do it.
@@ -265,14 +312,26 @@ bool is_square(const NormalizeArgs& args, const LaneProblem<C>& p, int n) {
          args.b == nullptr && !args.has_slack;
 }
 
+// So many of kLaneGroups problems; lanes without one repeat what is there.
 template <typename C>
-void iterate_lanes(const NormalizeArgs& args, const LaneProblem<C>& p, bool keep) {
-  if (p.guarded) return iterate_lanes<0, true>(p, keep);
+void iterate_lanes(const NormalizeArgs& args, const LaneProblem<C>* p, int held, bool keep) {
   if constexpr (sizeof(C) == sizeof(float)) {
-    if (is_square(args, p, 4)) return iterate_square<4>(p, keep);
-    if (is_square(args, p, 8)) return iterate_square<8>(p, keep);
+    if (is_square(args, *p, 4)) {
+      if (held == kLaneGroups) return iterate_square<4, kLaneGroups>(p, keep);
+      return iterate_square<4, 1>(p, keep);
+    }
+    if (is_square(args, *p, 8)) {
+      for (int g = 0; g < held; ++g) iterate_square<8, 1>(p + g, keep);
+      return;
+    }
   }
-  iterate_lanes<0, false>(p, keep);
+  for (int g = 0; g < held; ++g) {
+    *p[g].seen = Lanes<C>{};
+    if (p->guarded)
+      iterate_lanes<0, true>(p[g], keep);
+    else
+      iterate_lanes<0, false>(p[g], keep);
+  }
 }
 
 template <typename C>
@@ -292,10 +351,11 @@ LaneProblem<C> lane_problem(const NormalizeArgs& args, const NormalizeShape& sha
   p.b = space.take(p.m);
   p.u = space.take(kept * p.n);
   p.v = space.take(kept * p.m);
+  p.seen = space.take(1);
   return p;
 }
 inline int64_t lane_problem_size(const NormalizeShape& shape, int64_t kept) {
-  return 2 * shape.n * shape.m + (kept + 1) * (shape.n + shape.m);
+  return 2 * shape.n * shape.m + (kept + 1) * (shape.n + shape.m) + 1;
 }
 
 // Which of the problems have left the range of the scaling form.
@@ -308,7 +368,8 @@ void mark_lanes(const NormalizeArgs& args, const LaneProblem<C>& p, const Lanes<
   for (int i = 0; i < p.n; ++i) most_u = larger_scaling(most_u, u[i], infinity);
   for (int j = 0; j < p.m; ++j) most_v = larger_scaling(most_v, v[j], infinity);
   for (int l = 0; l < live; ++l)
-    args.redo[first + l] = !p.guarded && left_range<C>(most_u[l], most_v[l]);
+    args.redo[first + l] =
+        !p.guarded && (left_range<C>(most_u[l], most_v[l]) || pairs_left_range<C>((*p.seen)[l]));
 }
 
 template <typename C>
@@ -318,44 +379,65 @@ inline void lane_logarithms(Lanes<C>* data, int64_t n) {
   for (int64_t e = 0; e < n * kLanesOf<C>; ++e) x[e] = log_or_none(x[e]);
 }
 
+// f(first problem, how many live, which of the groups) of all vectors of problems in a piece.
+template <typename C, typename F>
+inline void for_groups(const NormalizeArgs& args, int64_t block, int held, F f) {
+  constexpr int kL = kLanesOf<C>;
+  for (int g = 0; g < held; ++g) {
+    const int64_t first = (block + g) * kL, left = args.count - first;
+    f(first, static_cast<int>(left < kL ? left : kL), g);
+  }
+}
+
+// u k v, or its logarithm.
+template <typename C>
+void plans_of(const NormalizeArgs& args, const LaneProblem<C>& p) {
+  using V = Lanes<C>;
+  const int n = p.n, m = p.m;
+  if (!args.log_output) {
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < m; ++j) {
+        V& k = p.k[i * m + j];
+        k = p.u[i] * k * p.v[j];
+      }
+    return;
+  }
+  if (!args.logits || p.guarded) {
+    for (int e = 0; e < n * m; ++e) p.shifted[e] = p.k[e];
+    lane_logarithms<C>(p.shifted, n * m);
+  }
+  lane_logarithms<C>(p.u, n);
+  lane_logarithms<C>(p.v, m);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < m; ++j) p.k[i * m + j] = p.u[i] + p.shifted[i * m + j] + p.v[j];
+}
+
 template <typename C>
 void normalize_lanes(const NormalizeArgs& args, const NormalizeShape& shape) {
-  using V = Lanes<C>;
   constexpr int kL = kLanesOf<C>;
   const int n = shape.n, m = shape.m;
   const int64_t blocks = (args.count + kL - 1) / kL;
   const int64_t work = static_cast<int64_t>(n) * m * args.n_iter * kL;
   parallel_for(blocks, 1 + (int64_t{1} << 17) / (work + 1), [&](int64_t begin, int64_t end) {
-    LaneSpace<C> space(lane_problem_size(shape, 1));
+    LaneSpace<C> space(kLaneGroups * lane_problem_size(shape, 1));
     const Scratch<C> buffer(kL * shape.y_of + kBlock);
-    const LaneProblem<C> p = lane_problem(args, shape, false, space);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kL;
-      const int live = static_cast<int>(args.count - first < kL ? args.count - first : kL);
-      load_problem(args, shape, first, live, buffer.data(), p);
-      iterate_lanes(args, p, false);
-      mark_lanes(args, p, p.u, p.v, first, live);
-      if (args.log_output) {
-        if (!args.logits || p.guarded) {
-          for (int e = 0; e < n * m; ++e) p.shifted[e] = p.k[e];
-          lane_logarithms<C>(p.shifted, n * m);
-        }
-        lane_logarithms<C>(p.u, n);
-        lane_logarithms<C>(p.v, m);
-        for (int i = 0; i < n; ++i)
-          for (int j = 0; j < m; ++j) p.k[i * m + j] = p.u[i] + p.shifted[i * m + j] + p.v[j];
-      } else {
-        for (int i = 0; i < n; ++i)
-          for (int j = 0; j < m; ++j) {
-            V& k = p.k[i * m + j];
-            k = p.u[i] * k * p.v[j];
-          }
-      }
-      dispatch_floating(args.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        if constexpr (std::is_same_v<compute_t<T>, C>)
-          store_lanes<T, C>(p.k, first, live, shape.y_of, n, m, shape.y_row, shape.y_column, m,
-                            buffer.data(), args.y);
+    LaneProblem<C> p[kLaneGroups];
+    for (LaneProblem<C>& each : p) each = lane_problem(args, shape, false, space);
+    for (int64_t block = begin; block < end; block += kLaneGroups) {
+      const int held = static_cast<int>(end - block < kLaneGroups ? end - block : kLaneGroups);
+      for_groups<C>(args, block, held, [&](int64_t first, int live, int g) {
+        load_problem(args, shape, first, live, buffer.data(), p[g]);
+      });
+      iterate_lanes(args, p, held, false);
+      for_groups<C>(args, block, held, [&](int64_t first, int live, int g) {
+        mark_lanes(args, p[g], p[g].u, p[g].v, first, live);
+        plans_of(args, p[g]);
+        dispatch_floating(args.dtype, [&](auto zero) {
+          using T = decltype(zero);
+          if constexpr (std::is_same_v<compute_t<T>, C>)
+            store_lanes<T, C>(p[g].k, first, live, shape.y_of, n, m, shape.y_row, shape.y_column, m,
+                              buffer.data(), args.y);
+        });
       });
     }
   });
@@ -406,58 +488,87 @@ void descend_lanes(const LaneProblem<C>& p, const LaneGradient<C>& d) {
   }
 }
 
-// For N x N problems whose weights are all 1. s and r are kept, so that a row of the slopes stays
-// in registers while all of their products are taken from it.
-template <int N, typename C>
-void descend_square(const LaneProblem<C>& p, const LaneGradient<C>& d) {
+// For N x N problems whose weights are all 1, of G vectors. s and r are kept, so that slopes stay
+// in registers, two rows of four, while all of their products are taken from them.
+template <int N, int G, typename C>
+void descend_square(const LaneProblem<C>* p, const LaneGradient<C>* d) {
   using V = Lanes<C>;
-  V phi[N], gamma[N];
-#pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) {
-    phi[j] = d.phi[j];
-    gamma[j] = d.gamma[j];
-  }
-  for (int t = p.n_iter; t > 0; --t) {
-    const V *u = p.u + t * N, *v = p.v + t * N;
-    V s[N], r[N];
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) s[j] = gamma[j] * v[j];
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-      r[i] = (phi[i] - u[i] * row_product<N>(p, s, i)) * u[i];
-      phi[i] = V{};
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) gamma[j] = V{} - v[j - N] * column_product<N>(p, r, j);
+  V phi[G][N], gamma[G][N];
+#pragma GCC unroll 2
+  for (int g = 0; g < G; ++g)
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      d.s[t * N + j] = s[j];
-      d.r[t * N + j] = r[j];
+      phi[g][j] = d[g].phi[j];
+      gamma[g][j] = d[g].gamma[j];
     }
-  }
-  for (int i = 0; i < N; ++i) {
-    V slope[N];
+  const int n_iter = p->n_iter;
+  for (int t = n_iter; t > 0; --t) {
+    V r[G][N];
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g) {
+      V *const u = p[g].u + t * N, *const v = p[g].v + t * N, *const s = d[g].s + t * N;
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) slope[j] = d.slope[i * N + j];
-    for (int t = p.n_iter; t > 0; --t) {
-      const V u = p.u[t * N + i], r = d.r[t * N + i];
+      for (int j = 0; j < N; ++j) s[j] = gamma[g][j] = gamma[g][j] * v[j];
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        r[g][i] = (phi[g][i] - u[i] * row_product<N>(p[g], gamma[g], i)) * u[i];
+        phi[g][i] = V{};
+        d[g].r[t * N + i] = r[g][i];
+      }
+    }
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g)
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j)
-        slope[j] = (slope[j] - u * d.s[t * N + j]) - r * p.v[(t - 1) * N + j];
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) d.slope[i * N + j] = slope[j];
+        gamma[g][j] = V{} - p[g].v[(t - 1) * N + j] * column_product<N>(p[g], r[g], j);
   }
+  for (int g = 0; g < G; ++g)
+    for (int i = 0; i < N; i += 2)
+      for (int j = 0; j < N; j += 4) {
+        V first[4], second[4];
+        V *const upper = d[g].slope + i * N + j, *const lower = upper + N;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          first[q] = upper[q];
+          second[q] = lower[q];
+        }
+        for (int t = n_iter; t > 0; --t) {
+          const V *u = p[g].u + t * N + i, *r = d[g].r + t * N + i;
+          const V *s = d[g].s + t * N + j, *v = p[g].v + (t - 1) * N + j;
+          const V u_first = u[0], u_second = u[1], r_first = r[0], r_second = r[1];
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; ++q) {
+            first[q] = (first[q] - u_first * s[q]) - r_first * v[q];
+            second[q] = (second[q] - u_second * s[q]) - r_second * v[q];
+          }
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          upper[q] = first[q];
+          lower[q] = second[q];
+        }
+      }
 }
 
 template <typename C>
-void descend_lanes(const NormalizeArgs& args, const LaneProblem<C>& p, const LaneGradient<C>& d) {
-  if (p.guarded) return descend_lanes<0, true>(p, d);
+void descend_lanes(const NormalizeArgs& args, const LaneProblem<C>* p, const LaneGradient<C>* d,
+                   int held) {
   if constexpr (sizeof(C) == sizeof(float)) {
-    if (is_square(args, p, 4)) return descend_square<4>(p, d);
-    if (is_square(args, p, 8)) return descend_square<8>(p, d);
+    if (is_square(args, *p, 4)) {
+      if (held == kLaneGroups) return descend_square<4, kLaneGroups>(p, d);
+      return descend_square<4, 1>(p, d);
+    }
+    if (is_square(args, *p, 8)) {
+      for (int g = 0; g < held; ++g) descend_square<8, 1>(p + g, d + g);
+      return;
+    }
   }
-  descend_lanes<0, false>(p, d);
+  for (int g = 0; g < held; ++g) {
+    if (p->guarded)
+      descend_lanes<0, true>(p[g], d[g]);
+    else
+      descend_lanes<0, false>(p[g], d[g]);
+  }
 }
 
 // slope → the gradient by x, still to be multiplied by the scale.
@@ -484,92 +595,132 @@ void finish_lanes(const NormalizeArgs& args, const LaneProblem<C>& p, const Lane
   }
 }
 
+// Where the descent begins: the slopes by u, v and k of the plan.
+template <int N, typename C>
+void begin_descent(const NormalizeArgs& args, const LaneProblem<C>& p, const LaneGradient<C>& d) {
+  using V = Lanes<C>;
+  const int n = N > 0 ? N : p.n, m = N > 0 ? N : p.m;
+  const V *u = p.u + p.n_iter * n, *v = p.v + p.n_iter * m;
+  const V one = all_lanes(C(1));
+  for (int i = 0; i < n; ++i) {
+    d.inverse_a[i] = inverse_weight(p.a[i], one);
+    d.da[i] = V{};
+  }
+  for (int j = 0; j < m; ++j) {
+    d.inverse_b[j] = inverse_weight(p.b[j], one);
+    d.db[j] = V{};
+  }
+  for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < m; ++j) {
+      V& g = d.g[i * m + j];
+      if (args.log_output) {
+        g = (p.a[i] == V{} || p.b[j] == V{}) ? V{} : g;
+        d.slope[i * m + j] = V{};
+        d.phi[i] = j == 0 ? g : d.phi[i] + g;
+        d.gamma[j] = i == 0 ? g : d.gamma[j] + g;
+      } else {
+        const V slope = g * u[i] * v[j], along = slope * p.k[i * m + j];
+        d.slope[i * m + j] = slope;
+        d.phi[i] = j == 0 ? along : d.phi[i] + along;
+        d.gamma[j] = i == 0 ? along : d.gamma[j] + along;
+      }
+    }
+}
+
+template <typename C>
+LaneGradient<C> lane_gradient(const NormalizeArgs& args, const NormalizeShape& shape,
+                              LaneSpace<C>& space) {
+  const int n = shape.n, m = shape.m;
+  LaneGradient<C> d{};
+  d.g = space.take(n * m);
+  d.slope = space.take(n * m);
+  d.inverse_a = space.take(n);
+  d.inverse_b = space.take(m);
+  d.phi = space.take(n);
+  d.gamma = space.take(m);
+  d.s = space.take((args.n_iter + 1) * m);
+  d.r = space.take((args.n_iter + 1) * n);
+  d.da = space.take(n);
+  d.db = space.take(m);
+  return d;
+}
+inline int64_t lane_gradient_size(const NormalizeArgs& args, const NormalizeShape& shape) {
+  return 2 * shape.n * shape.m + (args.n_iter + 4) * (shape.n + shape.m);
+}
+
+// The gradients of a vector of problems.
+template <typename C>
+void store_gradient(const NormalizeBackwardArgs& all, const NormalizeShape& shape, int64_t first,
+                    int live, C* buffer, const LaneGradient<C>& d) {
+  using V = Lanes<C>;
+  const NormalizeArgs& args = all.forward;
+  const int n = shape.n, m = shape.m;
+  if (args.scale != nullptr)
+    for (int l = 0; l < live; ++l) {
+      const C scale = number_of(args.scale, args.scale_stride, first + l, C(1));
+      for (int e = 0; e < n * m; ++e) d.slope[e][l] = d.slope[e][l] * scale;
+    }
+  dispatch_floating(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (std::is_same_v<compute_t<T>, C>)
+      store_lanes<T, C>(d.slope, first, live, shape.x_of, shape.inner_n, shape.inner_m, shape.x_row,
+                        shape.x_column, m, buffer, all.dx);
+  });
+  if (args.has_slack) {
+    V sum{};
+    for (int i = 0; i < n - 1; ++i) sum = sum + d.slope[i * m + m - 1];
+    for (int j = 0; j < m; ++j) sum = sum + d.slope[(n - 1) * m + j];
+    for (int l = 0; l < live; ++l) static_cast<C*>(all.dslack)[first + l] = sum[l];
+  }
+  for (int l = 0; l < live; ++l) {
+    if (all.da != nullptr)
+      for (int i = 0; i < n; ++i) static_cast<C*>(all.da)[(first + l) * n + i] = d.da[i][l];
+    if (all.db != nullptr)
+      for (int j = 0; j < m; ++j) static_cast<C*>(all.db)[(first + l) * m + j] = d.db[j][l];
+  }
+}
+
 template <typename C>
 void normalize_lanes_backward(const NormalizeBackwardArgs& all, const NormalizeShape& shape) {
-  using V = Lanes<C>;
   constexpr int kL = kLanesOf<C>;
   const NormalizeArgs& args = all.forward;
   const int n = shape.n, m = shape.m;
   const int64_t blocks = (args.count + kL - 1) / kL;
   const int64_t work = static_cast<int64_t>(n) * m * args.n_iter * kL * 4;
   parallel_for(blocks, 1 + (int64_t{1} << 17) / (work + 1), [&](int64_t begin, int64_t end) {
-    LaneSpace<C> space(lane_problem_size(shape, args.n_iter + 1) + 2 * n * m +
-                       (args.n_iter + 4) * (n + m));
+    LaneSpace<C> space(kLaneGroups * (lane_problem_size(shape, args.n_iter + 1) +
+                                      lane_gradient_size(args, shape)));
     const Scratch<C> buffer(kL * shape.y_of + kBlock);
-    const LaneProblem<C> p = lane_problem(args, shape, true, space);
-    LaneGradient<C> d{};
-    d.g = space.take(n * m);
-    d.slope = space.take(n * m);
-    d.inverse_a = space.take(n);
-    d.inverse_b = space.take(m);
-    d.phi = space.take(n);
-    d.gamma = space.take(m);
-    d.s = space.take((args.n_iter + 1) * m);
-    d.r = space.take((args.n_iter + 1) * n);
-    d.da = space.take(n);
-    d.db = space.take(m);
-    const V *u = p.u + args.n_iter * n, *v = p.v + args.n_iter * m;
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kL;
-      const int live = static_cast<int>(args.count - first < kL ? args.count - first : kL);
-      load_problem(args, shape, first, live, buffer.data(), p);
-      iterate_lanes(args, p, true);
-      mark_lanes(args, p, u, v, first, live);
-      dispatch_floating(args.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        if constexpr (std::is_same_v<compute_t<T>, C>)
-          load_lanes<T>(all.g, first, live, shape.y_of, n, m, shape.y_row, shape.y_column, m,
-                        buffer.data(), d.g);
+    LaneProblem<C> p[kLaneGroups];
+    LaneGradient<C> d[kLaneGroups];
+    for (LaneProblem<C>& each : p) each = lane_problem(args, shape, true, space);
+    for (LaneGradient<C>& each : d) each = lane_gradient(args, shape, space);
+    for (int64_t block = begin; block < end; block += kLaneGroups) {
+      const int held = static_cast<int>(end - block < kLaneGroups ? end - block : kLaneGroups);
+      for_groups<C>(args, block, held, [&](int64_t first, int live, int g) {
+        load_problem(args, shape, first, live, buffer.data(), p[g]);
       });
-      const V one = all_lanes(C(1));
-      for (int i = 0; i < n; ++i) {
-        d.inverse_a[i] = inverse_weight(p.a[i], one);
-        d.da[i] = V{};
-      }
-      for (int j = 0; j < m; ++j) {
-        d.inverse_b[j] = inverse_weight(p.b[j], one);
-        d.db[j] = V{};
-      }
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j < m; ++j) {
-          V& g = d.g[i * m + j];
-          if (args.log_output) {
-            g = (p.a[i] == V{} || p.b[j] == V{}) ? V{} : g;
-            d.slope[i * m + j] = V{};
-            d.phi[i] = j == 0 ? g : d.phi[i] + g;
-            d.gamma[j] = i == 0 ? g : d.gamma[j] + g;
-          } else {
-            const V slope = g * u[i] * v[j], along = slope * p.k[i * m + j];
-            d.slope[i * m + j] = slope;
-            d.phi[i] = j == 0 ? along : d.phi[i] + along;
-            d.gamma[j] = i == 0 ? along : d.gamma[j] + along;
-          }
-        }
-      descend_lanes(args, p, d);
-      finish_lanes(args, p, d);
-      if (args.scale != nullptr)
-        for (int l = 0; l < live; ++l) {
-          const C scale = number_of(args.scale, args.scale_stride, first + l, C(1));
-          for (int e = 0; e < n * m; ++e) d.slope[e][l] = d.slope[e][l] * scale;
-        }
-      dispatch_floating(args.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        if constexpr (std::is_same_v<compute_t<T>, C>)
-          store_lanes<T, C>(d.slope, first, live, shape.x_of, shape.inner_n, shape.inner_m,
-                            shape.x_row, shape.x_column, m, buffer.data(), all.dx);
+      iterate_lanes(args, p, held, true);
+      for_groups<C>(args, block, held, [&](int64_t first, int live, int g) {
+        const int end_u = args.n_iter * n, end_v = args.n_iter * m;
+        mark_lanes(args, p[g], p[g].u + end_u, p[g].v + end_v, first, live);
+        dispatch_floating(args.dtype, [&](auto zero) {
+          using T = decltype(zero);
+          if constexpr (std::is_same_v<compute_t<T>, C>)
+            load_lanes<T>(all.g, first, live, shape.y_of, n, m, shape.y_row, shape.y_column, m,
+                          buffer.data(), d[g].g);
+        });
+        if (sizeof(C) == sizeof(float) && n == 4 && m == 4)
+          begin_descent<4>(args, p[g], d[g]);
+        else
+          begin_descent<0>(args, p[g], d[g]);
       });
-      if (args.has_slack) {
-        V sum{};
-        for (int i = 0; i < n - 1; ++i) sum = sum + d.slope[i * m + m - 1];
-        for (int j = 0; j < m; ++j) sum = sum + d.slope[(n - 1) * m + j];
-        for (int l = 0; l < live; ++l) static_cast<C*>(all.dslack)[first + l] = sum[l];
-      }
-      for (int l = 0; l < live; ++l) {
-        if (all.da != nullptr)
-          for (int i = 0; i < n; ++i) static_cast<C*>(all.da)[(first + l) * n + i] = d.da[i][l];
-        if (all.db != nullptr)
-          for (int j = 0; j < m; ++j) static_cast<C*>(all.db)[(first + l) * m + j] = d.db[j][l];
-      }
+      descend_lanes(args, p, d, held);
+      for_groups<C>(args, block, held, [&](int64_t first, int live, int g) {
+        finish_lanes(args, p[g], d[g]);
+        store_gradient(all, shape, first, live, buffer.data(), d[g]);
+      });
     }
   });
 }

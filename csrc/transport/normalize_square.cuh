@@ -54,7 +54,7 @@ struct SquareOf {
   const NormalizeArgs& args;
   int64_t problem;
   bool vectors;  // x may be read four numbers at a time
-  float k[N * N], u[N], v[N];
+  float k[N * N], u[N], v[N], seen;
 
   __device__ __forceinline__ bool softmax() const { return begins_with_softmax(args); }
 
@@ -125,6 +125,17 @@ struct SquareOf {
     return sum;
   }
 
+  // Two scalings from the sums of the other side.
+  __device__ __forceinline__ void scale(float first, float second, bool guard, float eps,
+                                        float* of_first, float* of_second) {
+    if (guard) {
+      *of_first = *of_first / (*of_first * first + eps);
+      *of_second = *of_second / (*of_second * second + eps);
+    } else {
+      invert_pair(first, second, 1.0f, of_first, of_second, &seen);
+    }
+  }
+
   // kept(t) is called with all of u and v.
   template <typename F>
   __device__ __forceinline__ void iterate(const F& kept) {
@@ -132,19 +143,20 @@ struct SquareOf {
     const bool guard = args.eps > 0.0, given = softmax();
 #pragma unroll
     for (int j = 0; j < N; ++j) u[j] = v[j] = 1.0f;
+    seen = 0.0f;
     kept(0);
     for (int t = 1; t <= args.n_iter; ++t) {
       if (t > 1 || !given) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const float sum = row_product(v, i);
-          u[i] = guard ? u[i] / (u[i] * sum + eps) : 1.0f / sum;
+        for (int i = 0; i < N; i += 2) {
+          const float first = row_product(v, i), second = row_product(v, i + 1);
+          scale(first, second, guard, eps, &u[i], &u[i + 1]);
         }
       }
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const float sum = column_product(u, j);
-        v[j] = guard ? v[j] / (v[j] * sum + eps) : 1.0f / sum;
+      for (int j = 0; j < N; j += 2) {
+        const float first = column_product(u, j), second = column_product(u, j + 1);
+        scale(first, second, guard, eps, &v[j], &v[j + 1]);
       }
       kept(t);
     }
@@ -158,7 +170,8 @@ struct SquareOf {
       most_u = larger_scaling(most_u, u[j], infinity);
       most_v = larger_scaling(most_v, v[j], infinity);
     }
-    args.redo[problem] = args.eps == 0.0 && left_range<float>(most_u, most_v);
+    args.redo[problem] =
+        args.eps == 0.0 && (left_range<float>(most_u, most_v) || pairs_left_range(seen));
   }
 };
 
@@ -168,7 +181,7 @@ __global__ void __launch_bounds__(kSquareThreads, N == 4 ? 8 : 4)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kSquareThreads;
   for (int64_t problem = static_cast<int64_t>(blockIdx.x) * kSquareThreads + threadIdx.x;
        problem < args.count; problem += step) {
-    SquareOf<N> square{args, problem, vectors, {}, {}, {}};
+    SquareOf<N> square{args, problem, vectors, {}, {}, {}, 0.0f};
     square.load();
     square.iterate([](int) {});
     square.mark();
@@ -204,7 +217,7 @@ __global__ void __launch_bounds__(kSquareThreads, 2)
   const float eps = static_cast<float>(args.eps);
   const bool guard = args.eps > 0.0;
   for (int64_t problem = slot; problem < args.count; problem += step) {
-    SquareOf<N> square{args, problem, vectors, {}, {}, {}};
+    SquareOf<N> square{args, problem, vectors, {}, {}, {}, 0.0f};
     square.load();
     // Threads side by side have their numbers side by side.
     square.iterate([&](int t) {

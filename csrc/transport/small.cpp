@@ -111,11 +111,22 @@ class LaneWork {
   }
   bool pass() { return false; }
 
-  bool span(int64_t count) {
+  [[gnu::noinline]] bool span(int64_t count) {
     const bool padded = has_pads();
     if (!padded && args_.n == 4 && args_.m == 4) return span_as<4, false>(count);
     if (!padded && args_.n == 8 && args_.m == 8) return span_as<8, false>(count);
     return padded ? span_as<0, true>(count) : span_as<0, false>(count);
+  }
+
+  // What SmallSolver does, to the bit, of hard sides that begin at zero and do not stop early: less
+  // what is the same for all such problems, in few passes.
+  bool whole() {
+    if (!weigh(0, args_.a) || !weigh(1, args_.b)) return false;
+    for (int l = 0; l < kLanes; ++l) {
+      lanes.eps[l] = args_.eps[problem(l)];
+      lanes.done[l] = 0;
+    }
+    return center() && span(args_.max_iter) && conclude();
   }
 
   void peaks(int k) {
@@ -169,12 +180,28 @@ class LaneWork {
 
   void store() const {
     for (int k = 0; k < 2; ++k) {
-      double* const to = k == 0 ? args_.f : args_.g;
-      for (int l = 0; l < live_; ++l) {
-        const double shift = k == 0 ? lanes.totals[l] : -lanes.totals[l];
-        double* const out = to + (first_ + l) * side[k].size;
-        for (int i = 0; i < side[k].size; ++i) out[i] = side[k].potential[i * kLanes + l] + shift;
+      const int size = side[k].size;
+      double* const potential = side[k].potential;
+      for (int i = 0; i < size; ++i)
+#pragma omp simd
+        for (int l = 0; l < kLanes; ++l)
+          potential[i * kLanes + l] += k == 0 ? lanes.totals[l] : -lanes.totals[l];
+      double* const out = (k == 0 ? args_.f : args_.g) + first_ * size;
+      constexpr int kD = kLanesOf<double>;
+      if (size % kD != 0) {
+        for (int l = 0; l < live_; ++l)
+          for (int i = 0; i < size; ++i) out[l * size + i] = potential[i * kLanes + l];
+        continue;
       }
+      for (int i = 0; i < size; i += kD)
+        for (int at = 0; at < kLanes; at += kD) {
+          Lanes<double> block[kD];
+#pragma GCC unroll 8
+          for (int l = 0; l < kD; ++l) block[l] = load_vector(potential + (i + l) * kLanes + at);
+          transpose_lanes<double>(block);
+          for (int l = 0; l < kD && at + l < live_; ++l)
+            store_vector(block[l], out + (at + l) * size + i);
+        }
     }
     for (int l = 0; l < live_; ++l) {
       args_.value[first_ + l] = lanes.value[l];
@@ -190,6 +217,121 @@ class LaneWork {
 
  private:
   static V* at(C* data) { return reinterpret_cast<V*>(data); }
+
+  // Weights, of which none is so small that it counts as none, and scalings to begin with.
+  bool weigh(int k, const double* given) {
+    const int size = side[k].size;
+    double* const mass = side[k].mass;
+    V *const weight = at(side[k].weight), *const pad = at(side[k].pad);
+    V *const scaling = at(side[k].scaling), *const shift = at(side[k].shift);
+    const V least = all_lanes(C(1e-20));
+    V small{};
+    if (given == nullptr) {
+      const double uniform = 1.0 / size;
+      for (int e = 0; e < size * kLanes; ++e) mass[e] = uniform;
+      for (int i = 0; i < size; ++i) weight[i] = all_lanes(static_cast<C>(uniform));
+    } else {
+      for (int i = 0; i < size; ++i) {
+        for (int l = 0; l < kLanes; ++l) {
+          mass[i * kLanes + l] = given[problem(l) * size + i];
+          weight[i][l] = static_cast<C>(mass[i * kLanes + l]);
+        }
+        small = weight[i] > least ? small : all_lanes(C(1));
+      }
+    }
+    for (int i = 0; i < size; ++i) {
+      pad[i] = shift[i] = V{};
+      scaling[i] = weight[i];
+    }
+    return !any_of(small);
+  }
+
+  static bool any_of(const V& flags) {
+    bool some = false;
+    for (int l = 0; l < kLanes; ++l) some = some || flags[l] != C(0);
+    return some;
+  }
+
+  // K around the smallest costs of rows; false where a row has none.
+  bool center() {
+    const int n = args_.n, m = args_.m;
+    const V none = all_lanes(no_logit<C>()), one = all_lanes(C(1));
+    V unit, alone{};
+    for (int l = 0; l < kLanes; ++l) unit[l] = unit_[l];
+    V* const shift = at(side[0].shift);
+    for (int i = 0; i < n; ++i) {
+      const V* const cost = cost_ + i * m;
+      V most = none;
+      for (int j = 0; j < m; ++j) {
+        const V term = V{} - cost[j];
+        most = term > most ? term : most;
+      }
+      alone = most == none ? one : alone;
+      shift[i] = -most;
+      for (int j = 0; j < m; ++j) k_[i * m + j] = (shift[i] - cost[j]) * unit;
+    }
+    C* const e = reinterpret_cast<C*>(k_);
+#pragma omp simd
+    for (int x = 0; x < n * m * kLanes; ++x) e[x] = exp_or_zero(e[x]);
+    return !any_of(alone);
+  }
+
+  // Potentials, values and errors from the scalings; false where they are unusual.
+  bool conclude() {
+    double mass[2][kLanes], dual[2][kLanes], error[kLanes];
+    for (int k = 0; k < 2; ++k) {
+      const SmallSide<C>& mine = side[k];
+      const C *scaling = mine.scaling, *weight = mine.weight, *shift = mine.shift;
+      const double *eps = lanes.eps, *masses = mine.mass;
+      double *const potential = mine.potential, *const all = mass[k], *const sum = dual[k];
+      for (int l = 0; l < kLanes; ++l) all[l] = sum[l] = 0.0;
+      for (int i = 0; i < mine.size; ++i) {
+#pragma omp simd
+        for (int l = 0; l < kLanes; ++l) {
+          const int at = i * kLanes + l;
+          const double found =
+              static_cast<double>(shift[at]) + eps[l] * ratio_log(scaling[at] / weight[at]);
+          potential[at] = found;
+          all[l] += masses[at];
+          sum[l] += masses[at] * found;
+        }
+      }
+    }
+    const V* const by = at(side[1].scaling);
+    V low = all_lanes(C(1)), high = low;
+    for (int l = 0; l < kLanes; ++l) error[l] = 0.0;
+    for (int i = 0; i < args_.n; ++i) {
+      const V sum = product<0>(0, by, i);
+      low = sum < low ? sum : low;
+      high = sum > high ? sum : high;
+      C has[kLanes];
+      store_vector(sum, has);
+      const C *scaling = side[0].scaling + i * kLanes, *weight = side[0].weight + i * kLanes;
+      const double* const masses = side[0].mass + i * kLanes;
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        const double there = static_cast<double>(scaling[l]) * static_cast<double>(has[l]) /
+                             static_cast<double>(weight[l]);
+        error[l] += masses[l] * regkern::fabs(there - 1.0);
+      }
+    }
+    bool usual = true;
+    for (int l = 0; l < kLanes; ++l) {
+      const double ours = mass[0][l], theirs = mass[1][l], both = ours + theirs;
+      const double shift = both > 0.0 ? (dual[1][l] - dual[0][l]) / both : 0.0;
+      lanes.error[l] = error[l] / (ours > 0.0 ? ours : 1.0);
+      lanes.totals[l] = shift;
+      lanes.value[l] = (dual[0][l] + shift * ours) + (dual[1][l] - shift * theirs) -
+                       lanes.eps[l] * (theirs - ours * theirs);
+      lanes.iterations[l] = static_cast<int32_t>(args_.max_iter);
+      lanes.status[l] = kStopped;
+      // An infinite potential, or NaN, is seen in the sum over all of them.
+      usual = usual && is_finite(lanes.error[l]) && is_finite(dual[0][l]) && is_finite(dual[1][l]);
+      usual = usual && !(low[l] < Range::kLeast) && !(high[l] > Range::kMost);
+    }
+    if (usual) store();
+    return usual;
+  }
 
   template <int N>
   V product(int k, const V* by, int i) const {
@@ -223,6 +365,7 @@ class LaneWork {
     const V *const pad_a = at(side[0].pad), *const pad_b = at(side[1].pad), *const k = k_;
     V u[kMost], v[kMost];
     V low = all_lanes(C(1)), high = low;
+    for (int i = 0; i < n; ++i) u[i] = V{};
     for (int j = 0; j < m; ++j) v[j] = x[j];
     for (int64_t t = 0; t < count; ++t) {
 #pragma GCC unroll 8

@@ -201,6 +201,8 @@ REGKERN_HD double small_softmin(const SmallSide<C>& other, int l, C unit, double
 //     plain(k)                     its scalings by them, and whether they hold
 //     pass()                       plain(0), and the sums of the columns if `true` is returned
 //     span(t)                      t iterations of plain sides if their sums hold, and else nothing
+//     whole()                      of a Work that has spans: all of a solution in which nothing
+//                                  happens, and else nothing
 //     peaks(k)                     shift, weight and pad of a side by its largest terms
 //     build()                      K of the flagged lanes
 //     softmin(k, at, l)            a point's soft c-transform, whatever its weight
@@ -215,10 +217,18 @@ class SmallSolver {
       : work_(work), args_(args), lanes_(work.lanes) {}
 
   REGKERN_SMALL void run() {
+    int64_t slow_until = 0, patience = 8;
+    if constexpr (Work::kSpans) {
+      const bool begun = args_.f_from != nullptr || args_.g_from != nullptr;
+      const bool soft = args_.rho != nullptr || args_.relaxed || args_.omega != 1.0;
+      if (!begun && !soft && !args_.stops && args_.max_iter > 0) {
+        if (work_.whole()) return;
+        slow_until = patience;
+      }
+    }
     load();
     start();
     bool goes_on = true;
-    int64_t slow_until = 0, patience = 8;
     for (int64_t t = 1; t <= args_.max_iter && goes_on; ++t) {
       if constexpr (Work::kSpans) {
         const int64_t span = t > slow_until ? undisturbed(t) : 0;

@@ -11,6 +11,7 @@ from torch import Tensor
 from regkern import _checks as checks
 from regkern._registration import compute_dtype, register
 from regkern.reference.transport import normalize as definition
+from regkern.transport.calls import Quick
 
 Order = Literal["row_first", "column_first"]
 Gradient = Literal["unroll", "implicit"]
@@ -49,7 +50,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, a, b, slack, scale = ctx.saved_tensors
-    dx, da, db, dslack = _normalize_backward(g, x, a, b, slack, scale, *ctx.options)
+    dx, da, db, dslack = _call_backward(g, x, a, b, slack, scale, *ctx.options)
     dscale = None
     if scale is not None and ctx.needs_input_grad[4]:
         finite = torch.where(x.isinf(), 0.0, x)
@@ -122,8 +123,8 @@ def _by_problem(t: Tensor, which: int, count: int) -> Tensor:
     return t.expand(count, t.shape[-1]) if which < 3 else t.expand(count)
 
 
-_normalize.differentiable(_setup, _backward)
-_normalize_backward.differentiable(_second_setup, _second_backward)
+_call = Quick(_normalize, _setup, _backward)
+_call_backward = Quick(_normalize_backward, _second_setup, _second_backward)
 
 
 # ---- the implicit gradient ----
@@ -368,7 +369,9 @@ def sinkhorn_normalize(
     if rows is not None or columns is not None:
         wide = torch.empty((n + s, m + s), dtype=compute_dtype(x), device=x.device)
         a, b = definition.weights_of(wide, a, b, rows, columns, slack is not None)
-    flat = x.unsqueeze(0) if x.dim() == 2 else x.flatten(0, -3)
+    flat = x
+    if x.dim() != 3:
+        flat = x.unsqueeze(0) if x.dim() == 2 else x.flatten(0, -3)
     arguments = (_flat(a, x), _flat(b, x), z, scale, n_iter, eps, order, log_input, log_output)
     if gradient == "implicit":
         if slack is not None or not log_input or log_output or eps != 0.0:
@@ -377,12 +380,12 @@ def sinkhorn_normalize(
                 "slack nor eps"
             )
         with torch.no_grad():
-            plan = _normalize(flat.detach(), *arguments)
+            plan = _call(flat.detach(), *arguments)
         logits = flat if scale is None else flat * scale.to(x.dtype).reshape(-1, 1, 1)
         y = _apply_implicit(logits, plan)
     else:
-        y = _normalize(flat, *arguments)
-    return y.reshape(*x.shape[:-2], n + s, m + s)
+        y = _call(flat, *arguments)
+    return y if x.dim() == 3 else y.reshape(*x.shape[:-2], n + s, m + s)
 
 
 _apply_implicit: Callable[[Tensor, Tensor], Tensor] = _Implicit.apply

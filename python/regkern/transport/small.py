@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regkern._registration import once_only, register
+from regkern.transport.calls import Quick
 
 if TYPE_CHECKING:
     from regkern.transport.dense import Settings
@@ -87,7 +88,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return d_cost, d_a, d_b, d_eps, d_rho, None, None, None, None, None, None, None
 
 
-_solve.differentiable(_setup, _backward)
+_call = Quick(_solve, _setup, _backward)
 
 
 def conjugate(potential: Tensor, rho: Tensor) -> Tensor:
@@ -235,4 +236,4 @@ def solve_small(
     B. Schmitzer, "Stabilized sparse scaling algorithms for entropy regularized transport problems",
     SIAM Journal on Scientific Computing 41, 2019.
     """
-    return SmallSolution(*_solve(cost, a, b, eps, rho, f, g, *settings[:5]))
+    return SmallSolution(*_call(cost, a, b, eps, rho, f, g, *settings[:5]))

@@ -126,6 +126,8 @@ def _settings(
 
 
 def _start(init: Init | None, shape: tuple[int, int, int]) -> tuple[Tensor | None, Tensor | None]:
+    if init is None:
+        return None, None
     batch, n, m = shape
     f, g = (init.f, init.g) if isinstance(init, Transport) else pair_of(_OP, "init", init)
     for name, t, size in (("f", f, n), ("g", g, m)):
