@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) sparse_grow_ends_kernel(GrowScanArgs
 
 // A block a row, a thread neighbouring words: first they are counted.
 template <typename C>
-__global__ void __launch_bounds__(kThreads, 8) sparse_grow_write_kernel(GrowScanArgs args) {
+__global__ void __launch_bounds__(kThreads, 6) sparse_grow_write_kernel(GrowScanArgs args) {
   RK_SHARED(int, sums, kThreads);
   const int thread = static_cast<int>(threadIdx.x);
   const C* const scores = static_cast<const C*>(args.scores);
