@@ -355,3 +355,25 @@ def test_raw_ops_do_not_read_out_of_bounds() -> None:
         OPS.sparse_conv2d_sample(g[:1], x, *good, *geometry)
     with pytest.raises(RuntimeError, match="`values`"):
         OPS.sparse_conv2d(x, values[1:], None, "none", *good, *geometry)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("batch", [5, 16, 33])
+def test_stride_of_two_by_pairs_of_columns(dtype: torch.dtype, batch: int) -> None:
+    """Columns that take turns are written together: the bits are those of one derivative at a
+    time, where they are not."""
+    generator = torch.Generator().manual_seed(batch)
+    for width, padding in ((14, 1), (72, 1), (8, 0), (9, 1)):
+        pattern = SparsePattern.from_mask(torch.rand(6, 130 * 9, generator=generator) < 0.02)
+        x = torch.randn(batch, 130, 6, width, generator=generator).to(dtype)
+        out = (width + 2 * padding - 3) // 2 + 1
+        g = torch.randn(batch, 6, 2 + padding, out, generator=generator).to(dtype)
+        values = torch.randn(pattern.nnz, generator=generator)
+        values = values.double() if dtype == torch.float64 else values
+        options = ([3, 3], [2, 2], [padding] * 4, [1, 1], 1)
+        ops = torch.ops.regkern
+        dx, dvalues = ops.sparse_conv2d_backward(g, x, values, *pattern.tensors(), *options)
+        alone = ops.sparse_conv2d_t(g, values, 6, width, *pattern.tensors(), *options)
+        assert torch.equal(dx, alone)
+        alone = ops.sparse_conv2d_sample(g, x, *pattern.tensors(), *options)
+        assert torch.equal(dvalues, alone)

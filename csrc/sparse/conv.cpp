@@ -227,12 +227,71 @@ void write_strip(const Strip& strip, const compute_t<T>* from, T* y, const int64
     }
 }
 
+// out[2 k] ← a[k], out[2 k + 1] ← b[k] of kSquare elements each.
+inline void interleave(const float* a, const float* b, float* out) {
+  using V [[gnu::vector_size(16)]] = float;
+  using I [[gnu::vector_size(16)]] = int32_t;
+  constexpr I low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  for (int k = 0; k < kSquare; k += 4) {
+    V x, y;
+    memcpy(&x, a + k, sizeof(V));
+    memcpy(&y, b + k, sizeof(V));
+    const V pairs[2] = {__builtin_shuffle(x, y, low), __builtin_shuffle(x, y, high)};
+    memcpy(out + 2 * k, pairs, sizeof(pairs));
+  }
+}
+inline void interleave(const double* a, const double* b, double* out) {
+  for (int k = 0; k < kSquare; ++k) {
+    out[2 * k] = a[k];
+    out[2 * k + 1] = b[k];
+  }
+}
+
+// Columns of `from` and `behind` in turns, which follow one another in y.
+template <typename T>
+void write_pairs(const Strip& strip, const compute_t<T>* from, const compute_t<T>* behind, T* y,
+                 const int64_t* s) {
+  using C = compute_t<T>;
+  alignas(64) C first[kSquare * kSquare], second[kSquare * kSquare], both[2 * kSquare];
+  for (int64_t i = 0; i < strip.planes; ++i)
+    for (int64_t r = 0; r < strip.rows; ++r)
+      for (int64_t q = 0; q < strip.columns; q += kSquare) {
+        const int64_t at = i * strip.plane + r * strip.row + q * strip.lanes;
+        const int64_t count = strip.columns - q < kSquare ? strip.columns - q : kSquare;
+        turned_square(from + at, strip.lanes, count, kSquare, first);
+        turned_square(behind + at, strip.lanes, count, kSquare, second);
+        T* const to = y + i * s[1] + r * s[2] + 2 * q;
+        for (int64_t b = 0; b < strip.some; ++b) {
+          T* const out = to + b * s[0];
+          if constexpr (std::is_same_v<T, C>)
+            if (count == kSquare) {
+              interleave(first + b * kSquare, second + b * kSquare, out);
+              continue;
+            }
+          interleave(first + b * kSquare, second + b * kSquare, both);
+          if (count == kSquare) {
+#pragma omp simd
+            for (int k = 0; k < 2 * kSquare; ++k) narrow(both[k], out + k);
+          } else {
+            for (int64_t k = 0; k < 2 * count; ++k) narrow(both[k], out + k);
+          }
+        }
+      }
+}
+
+// With `behind`, two strips whose columns are written in turns.
 template <typename C>
-void write(const ConvGatherArgs& args, const Strip& strip, const C* from, int64_t offset) {
+void write(const ConvGatherArgs& args, const Strip& strip, const C* from, int64_t offset,
+           const C* behind = nullptr) {
   dispatch_floating(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if constexpr (sizeof(compute_t<T>) == sizeof(C))
-      write_strip(strip, from, static_cast<T*>(args.y) + offset, args.strides);
+    if constexpr (sizeof(compute_t<T>) == sizeof(C)) {
+      T* const y = static_cast<T*>(args.y) + offset;
+      if (behind != nullptr)
+        write_pairs(strip, from, behind, y, args.strides);
+      else
+        write_strip(strip, from, y, args.strides);
+    }
   });
 }
 
@@ -368,64 +427,79 @@ void sample(const ConvSampleArgs& all) {
   constexpr int64_t kRow = 4 * kWidth;
   const ConvGatherArgs& args = all.gather;
   const ConvField& field = args.field;
-  const ConvList& list = args.list;
   const int64_t lanes = field.lanes;
   const int64_t strip_columns = conv_strip_columns(lanes, kConvTile<C>, R);
-  const C* const weight = static_cast<const C*>(list.weight);
+  const int64_t* const shift = args.list.shift;
+  const C* const weight = static_cast<const C*>(args.list.weight);
   C* const dvalues = static_cast<C*>(all.dvalues);
+  const ConvTwin classes[2] = {{args.list.begin, args.list.end, args.in, all.x},
+                               all.twin != nullptr ? *all.twin : ConvTwin{}};
+  const int count_classes = all.twin != nullptr ? 2 : 1;
+  const int64_t some_planes = kPlanes / count_classes;
+  constexpr int64_t kResults = R * kRow;
   // A thread has planes of x, and all entries that belong to them.
   parallel_for(args.planes, 1, [&](int64_t from, int64_t to) {
-    const Scratch<C> results(kDx ? kPlanes * R * kRow : 0);
-    const Scratch<int64_t> own(to - from);
+    const Scratch<C> results(kDx ? kPlanes * kResults : 0);
+    const int64_t own_planes = to - from;
+    const Scratch<int64_t> own(count_classes * own_planes);
     int64_t entries = 0;
-    for (int64_t c = from; c < to; ++c) {
-      own[c - from] = entries;
-      entries += list.end[c] - list.begin[c];
-    }
+    for (int j = 0; j < count_classes; ++j)
+      for (int64_t c = from; c < to; ++c) {
+        own[j * own_planes + c - from] = entries;
+        entries += classes[j].end[c] - classes[j].begin[c];
+      }
     const Scratch<C> sums(entries * kBatchLanes);
-    const auto strip_of = [&](int64_t t, int64_t r, int64_t q, int64_t first, int64_t count) {
-      const int64_t rows = args.rows - r < R ? args.rows - r : R;
-      const int64_t columns = args.columns - q < strip_columns ? args.columns - q : strip_columns;
+    const auto tiles_of = [&](int j, int64_t t, int64_t r, int64_t q, int64_t rows, int64_t length,
+                              int64_t first, int64_t count, C* out) {
+      const ConvTwin& of = classes[j];
       const int64_t at = r * field.row + q * lanes;
       const int64_t x_at = r * all.of_x.row + q * lanes;
-      const C* const g = static_cast<const C*>(args.in) + t * field.of_tile + at;
-      const C* const x = static_cast<const C*>(all.x) + t * all.of_x.of_tile + x_at;
-      const int64_t length = columns * lanes;
+      const C* const g = static_cast<const C*>(of.in) + t * field.of_tile + at;
+      const C* const x = static_cast<const C*>(of.x) + t * all.of_x.of_tile + x_at;
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t c = first + i, begin = list.begin[c];
+        const int64_t c = first + i, begin = of.begin[c];
         for (int64_t k = 0; k < length; k += kWidth) {
           // What is behind the row adds zeros.
           alignas(64) C tile[kConvTile<C>];
           const int64_t some = length - k < kWidth ? length - k : kWidth;
           const C* const at_c = x + c * all.of_x.plane + k;
-          for (int j = 0; j < R; ++j) {
-            C* const to_row = tile + j * kWidth;
-            memcpy(to_row, at_c + j * all.of_x.row, kWidth * sizeof(C));
-            for (int64_t l = j < rows ? some : 0; l < kWidth; ++l) to_row[l] = C(0);
+          for (int i_row = 0; i_row < R; ++i_row) {
+            C* const to_row = tile + i_row * kWidth;
+            memcpy(to_row, at_c + i_row * all.of_x.row, kWidth * sizeof(C));
+            for (int64_t l = i_row < rows ? some : 0; l < kWidth; ++l) to_row[l] = C(0);
           }
-          both_of_tile<C, R, kDx>(tile, g + k, field.row, list.shift + begin,
-                                  kDx ? weight + begin : nullptr, list.end[c] - begin,
-                                  sums.data() + own[c - from] * kBatchLanes, kRow,
-                                  kDx ? results.data() + i * R * kRow + k : nullptr);
+          both_of_tile<C, R, kDx>(tile, g + k, field.row, shift + begin,
+                                  kDx ? weight + begin : nullptr, of.end[c] - begin,
+                                  sums.data() + own[j * own_planes + c - from] * kBatchLanes, kRow,
+                                  kDx ? out + i * kResults + k : nullptr);
         }
       }
+    };
+    const auto strip_of = [&](int64_t t, int64_t r, int64_t q, int64_t first, int64_t count) {
+      const int64_t rows = args.rows - r < R ? args.rows - r : R;
+      const int64_t columns = args.columns - q < strip_columns ? args.columns - q : strip_columns;
+      C* const behind = all.twin != nullptr ? results.data() + some_planes * kResults : nullptr;
+      tiles_of(0, t, r, q, rows, columns * lanes, first, count, results.data());
+      if (all.twin != nullptr) tiles_of(1, t, r, q, rows, columns * lanes, first, count, behind);
       if (!kDx) return;
       const int64_t b = t * lanes, left = args.batch - b, some = left < lanes ? left : lanes;
       const int64_t* const s = args.strides;
-      write(args, Strip{R * kRow, kRow, count, rows, columns, lanes, some}, results.data(),
-            b * s[0] + first * s[1] + r * s[2] + q * s[3]);
+      write(args, Strip{kResults, kRow, count, rows, columns, lanes, some}, results.data(),
+            b * s[0] + first * s[1] + r * s[2] + q * count_classes * s[3], behind);
     };
     for (int64_t t = 0; t < args.tiles; ++t) {
       memset(sums.data(), 0, static_cast<size_t>(entries * kBatchLanes) * sizeof(C));
       for (int64_t r = 0; r < args.rows; r += R)
         for (int64_t q = 0; q < args.columns; q += strip_columns)
-          for (int64_t first = from; first < to; first += kPlanes)
-            strip_of(t, r, q, first, to - first < kPlanes ? to - first : kPlanes);
-      for (int64_t c = from; c < to; ++c)
-        for (int64_t e = list.begin[c]; e < list.end[c]; ++e) {
-          C* const sum = dvalues + list.place[e];
-          const C found = folded(sums.data() + (own[c - from] + e - list.begin[c]) * kBatchLanes);
-          *sum = (t > 0 || all.add ? *sum : C(0)) + found;
+          for (int64_t first = from; first < to; first += some_planes)
+            strip_of(t, r, q, first, to - first < some_planes ? to - first : some_planes);
+      for (int j = 0; j < count_classes; ++j)
+        for (int64_t c = from; c < to; ++c) {
+          const C* sum_of = sums.data() + own[j * own_planes + c - from] * kBatchLanes;
+          for (int64_t e = classes[j].begin[c]; e < classes[j].end[c]; ++e, sum_of += kBatchLanes) {
+            C* const sum = dvalues + args.list.place[e];
+            *sum = (t > 0 || all.add ? *sum : C(0)) + folded(sum_of);
+          }
         }
     }
   });

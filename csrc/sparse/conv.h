@@ -186,11 +186,20 @@ struct ConvGatherArgs {
   int64_t strides[4];  // of batch, plane, row and column
 };
 
+// The planes of another class of columns.
+struct ConvTwin {
+  const int64_t *begin, *end;
+  const void *in, *x;
+};
+
 // The same, and derivatives by the values. Here `planes` are those of x.
 struct ConvSampleArgs {
   ConvGatherArgs gather;  // y may be null
   ConvField of_x;
   const void* x;
+  // On a CPU, of a stride of 2: as many columns, each behind one of these. `y` has both, with a
+  // stride of 1 between columns.
+  const ConvTwin* twin;
   void* dvalues;
   bool add;  // to dvalues
 };

@@ -238,6 +238,24 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const MaybeTensor& b
   return y;
 }
 
+// Whether taps reach every place of the source.
+bool covered(const ConvAxis& axis) {
+  int64_t reached = 0;
+  for (int64_t j = 0; j < axis.classes(); ++j) reached += axis.end(j) - axis.begin(j);
+  return reached == axis.size;
+}
+
+// Of two classes of columns the one whose places are behind those of the other, or -1 where they do
+// not take turns. Written together, no line of memory is written twice, nor an element at a time.
+int64_t class_behind(const ConvAxis& columns, int64_t lanes, const int64_t* strides) {
+  if (!kValuesReadable || columns.stride != 2 || columns.classes() != 2 || lanes < 4) return -1;
+  if (strides[3] != 1 || strides[1] == 1) return -1;
+  int64_t first[2];
+  for (int64_t j = 0; j < 2; ++j) first[j] = columns.first(j) + columns.begin(j) * columns.stride;
+  if (columns.end(0) - columns.begin(0) != columns.end(1) - columns.begin(1)) return -1;
+  return first[0] + 1 == first[1] ? 1 : first[1] + 1 == first[0] ? 0 : -1;
+}
+
 // Wᵀ g into dx, and where dvalues are wanted those of x and g.
 void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tensor* values,
               const Pattern& entries, const ConvShape& shape, Dtype dtype, const Tensor* dx,
@@ -246,7 +264,7 @@ void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tenso
   const bool nothing =
       g.numel() == 0 || shape.channels == 0 || shape.rows.size == 0 || shape.columns.size == 0;
   // Between the taps of a stride, and behind the last one, nobody writes.
-  if (dx != nullptr && (nothing || shape.rows.stride > 1 || shape.columns.stride > 1))
+  if (dx != nullptr && (nothing || !covered(shape.rows) || !covered(shape.columns)))
     fill_zeros(*dx);
   if (dvalues != nullptr && nothing) fill_zeros(*dvalues);
   if (nothing) return;
@@ -266,12 +284,15 @@ void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tenso
   int64_t strides[4] = {};
   if (dx != nullptr) strides_of(*dx, strides);
   const size_t bytes = compute_bytes(dtype);
+  const int64_t behind =
+      dx != nullptr && x != nullptr ? class_behind(shape.columns, lanes, strides) : -1;
   for (int64_t t = 0; t < tiles; t += wave) {
     const int64_t count = tiles - t < wave ? tiles - t : wave;
     pack(&of_g, t, count, device);
     if (x != nullptr) pack(&of_x, t, count, device);
     for (int64_t j = 0; j < shape.rows.classes(); ++j)
       for (int64_t i = 0; i < shape.columns.classes(); ++i) {
+        if (i == behind) continue;
         const int64_t own = j * shape.columns.classes() + i;
         const int64_t r = shape.rows.begin(j), q = shape.columns.begin(i);
         ConvSampleArgs args{};
@@ -309,6 +330,17 @@ void backward(const Checks& check, const Tensor& g, const Tensor* x, const Tenso
                        own * args.of_x.of_class + r * args.of_x.row + q * lanes, bytes);
         args.dvalues = dvalues->mutable_data_ptr();
         args.add = t > 0;
+        ConvTwin twin{};
+        if (behind >= 0) {
+          const int64_t other = j * shape.columns.classes() + behind;
+          const int64_t to = shape.columns.begin(behind);
+          twin.begin = ordered.list.begin + other * shape.channels;
+          twin.end = ordered.list.end + other * shape.channels;
+          twin.in = moved(part.in, (to - q) * lanes, bytes);
+          twin.x = moved(args.x, (other - own) * args.of_x.of_class + (to - q) * lanes, bytes);
+          args.twin = &twin;
+          part.strides[3] = strides[3];
+        }
         backend::sparse_conv_sample(args, device);
       }
   }

@@ -13,19 +13,23 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from regkern import _checks as checks
-from regkern._registration import compute_dtype
-from regkern.proximal.thresholds import top_k_mask
+from regkern._registration import compute_dtype, register
+from regkern.proximal.thresholds import kth_magnitude, top_k_mask
 from regkern.sparse.convolutions import _around, _pair
 from regkern.sparse.pattern import SparsePattern, check_pattern
 from regkern.sparse.places import places_of
 from regkern.sparse.products import _flat
 
-#: Scores that are there at a time: 2 MiB of float32.
-_PANEL = 2**19
+_scan_ = register("sparse_grow_scan_", lambda *args: None)
+
+#: Scores that are there at a time: 4 MiB of float32.
+_PANEL = 2**20
+#: Of that many rows one is looked at first, if that many of its scores are likely to be chosen.
+_STEP, _LEAST = 128, 500
 #: Rows that a panel has at least, so that its product is one of matrices.
 _ROWS = 16
 
-#: Scores of the rows from the first to before the second number, which may be overwritten.
+#: Scores of the rows from the first to before the second number, until the next are asked for.
 Panels = Callable[[int, int], Tensor]
 
 
@@ -65,42 +69,91 @@ def where(mask: Tensor) -> Tensor:
     return mask.view(-1).nonzero().view(-1)
 
 
+class _Largest:
+    """The k largest of what panels have had so far, and all that a later one may push out.
+
+    What a panel has above the threshold is appended, and when there is twice as much as is wanted,
+    the threshold rises to the smallest of the k largest. Of equal ones the first are taken, so that
+    later ones need to be more.
+    """
+
+    def __init__(self, pattern: SparsePattern, k: int, panel: int, dtype: torch.dtype) -> None:
+        self.pattern, self.k = pattern, k
+        # Most of it is never touched.
+        capacity = min(2 * k + panel, math.prod(pattern.shape) - pattern.nnz)
+        self.places = torch.empty(capacity, dtype=torch.int64, device=pattern.device)
+        self.scores = torch.empty(capacity, dtype=dtype, device=pattern.device)
+        self.found = torch.zeros(1, dtype=torch.int64, device=pattern.device)
+        # Nothing is below it but entries.
+        self.threshold = torch.full((1,), -1.0, dtype=dtype, device=pattern.device)
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """A panel of rows from ``first`` on."""
+        p = self.pattern
+        _scan_(
+            self.places,
+            self.scores,
+            self.found,
+            scores,
+            p.offsets,
+            p.index,
+            first,
+            self.threshold,
+        )
+        if int(self.found) > 2 * self.k:
+            places, scores = self.candidates()
+            self.places[: self.k] = places
+            self.scores[: self.k] = scores
+            self.found.fill_(self.k)
+            # NaN is the largest, and nothing but NaN is more than infinity.
+            self.threshold = scores.nan_to_num(nan=math.inf, posinf=math.inf).amin().view(1)
+
+    def candidates(self) -> Candidates:
+        """The k largest, or all if there are fewer."""
+        found = int(self.found)
+        places, scores = self.places[:found], self.scores[:found]
+        if found > self.k:
+            chosen = where(top_k_mask(scores, self.k)[0])
+            places, scores = places[chosen], scores[chosen]
+        return Candidates(places, scores)
+
+
 def largest_free(
-    panels: Panels, pattern: SparsePattern, k: int, group_rows: int | None = None
+    panels: Panels,
+    pattern: SparsePattern,
+    k: int,
+    group_rows: int | None = None,
+    guess: Callable[[], Tensor | None] | None = None,
 ) -> Candidates:
     """The k largest magnitudes of scores (R, C) at places without an entry.
 
-    Panels of rows come one after the other, and none spans two groups of rows. What a panel has
-    above the threshold is kept; when that is twice as much as is wanted, the threshold rises.
+    Panels of rows come one after the other, and none spans two groups of rows. ``guess()`` is a
+    threshold, of one element, that somewhat more than k are likely to be above; where it is not so,
+    everything is done again without one.
     """
     rows, columns = pattern.shape
-    group_rows = rows if group_rows is None else group_rows
-    step = min(group_rows, max(_ROWS, _PANEL // max(1, columns)))
     device = pattern.device
     if k == 0:
         return Candidates(torch.empty(0, dtype=torch.int64, device=device), torch.empty(0))
+    group_rows = rows if group_rows is None else group_rows
+    step = min(group_rows, max(_ROWS, _PANEL // max(1, columns)))
     starts = [r for g in range(0, rows, group_rows) for r in range(g, g + group_rows, step)]
     ends = [min(r + step, (r // group_rows + 1) * group_rows) for r in starts]
-    taken = places_of(pattern)
-    cuts = pattern.offsets[torch.tensor([*starts, rows], device=device)].tolist()
-    places: list[Tensor] = []
-    scores: list[Tensor] = []
-    # Entries are marked by -1, so that anything else is more.
-    threshold, found = -0.5, 0
-    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        score = panels(start, end).abs_().view(-1)
-        score.index_fill_(0, taken[cuts[i] : cuts[i + 1]] - start * columns, -1.0)
-        # NaN is the largest, as everywhere here, and of equal ones the first are taken.
-        hits = where((score <= threshold).logical_not_())
-        scores.append(score[hits])
-        places.append(hits + start * columns)
-        found += hits.numel()
-        if found > 2 * k or (end == rows and found > k):
-            all_scores, all_places = torch.cat(scores), torch.cat(places)
-            chosen = where(top_k_mask(all_scores, k)[0])
-            scores, places = [all_scores[chosen]], [all_places[chosen]]
-            threshold, found = float(scores[0].nan_to_num(nan=math.inf).min()), k
-    return Candidates(torch.cat(places), torch.cat(scores))
+    threshold = None if guess is None else guess()
+    largest: _Largest | None = None
+    for start, end in zip(starts, ends, strict=True):
+        scores = panels(start, end).view(end - start, columns)
+        scores = scores.to(compute_dtype(scores))
+        if largest is None:
+            largest = _Largest(pattern, k, step * columns, scores.dtype)
+            if threshold is not None:
+                largest.threshold = threshold
+        largest.add(scores, start)
+    assert largest is not None
+    found = largest.candidates()
+    if found.places.numel() < k:
+        return largest_free(panels, pattern, k, group_rows)
+    return found
 
 
 def random_free(
@@ -182,10 +235,55 @@ def linear_candidates(
             )
         flat.append((rows, columns))
 
-    def panel(g: Tensor, x: Tensor, first: int, end: int) -> Tensor:
-        return g[:, first:end].t() @ x
+    space: dict[int, Tensor] = {}
 
-    return largest_free(_added(panel, flat, of_all), pattern, k)
+    def panel(first: int, end: int) -> Tensor:
+        scores = space.get(end - first)
+        if scores is None:
+            scores = space[end - first] = flat[0][1].new_empty(end - first, pattern.shape[1])
+        scores = _product([g[:, first:end] for g, _ in flat], [x for _, x in flat], scores)
+        return scores if of_all is None else of_all(scores)
+
+    # How often processes wait for each other must not hang on what one of them guesses.
+    guess = None if of_all is not None else lambda: _guess(flat, pattern, k)
+    return largest_free(panel, pattern, k, guess=guess)
+
+
+def _product(gs: Sequence[Tensor], xs: Sequence[Tensor], out: Tensor) -> Tensor:
+    """The sum of the gradients of several calls, in ``out``."""
+    torch.mm(gs[0].t(), xs[0], out=out)
+    for g, x in zip(gs[1:], xs[1:], strict=True):
+        out.addmm_(g.t(), x)
+    return out
+
+
+def _guess(pairs: Pairs, pattern: SparsePattern, k: int) -> Tensor | None:
+    """A threshold that more than k free places are likely to be above, from a sample of rows.
+
+    Rows of all sizes of g are in it, so that a few large ones do not mislead.
+    """
+    rows, columns = pattern.shape
+    count = -(-rows // _STEP)
+    # How many of the sample are above, and some more: three deviations, and a tenth.
+    wanted = k * count / rows
+    wanted = math.ceil(1.1 * wanted + 3 * math.sqrt(wanted))
+    if wanted < _LEAST or wanted * _STEP > rows * columns // 2:
+        return None
+    sizes = pairs[0][0].square().sum(0)
+    for g, _ in pairs[1:]:
+        sizes += g.square().sum(0)
+    chosen = sizes.argsort()[_STEP // 2 :: _STEP]
+    count = chosen.numel()
+    space = pairs[0][1].new_empty(count, columns)
+    scores = _product([g[:, chosen] for g, _ in pairs], [x for _, x in pairs], space)
+    # Entries are the smallest, and zero alone is as small.
+    first, lengths = pattern.offsets[chosen], pattern.offsets.diff()[chosen]
+    own = torch.repeat_interleave(lengths)
+    entries = torch.arange(own.numel(), device=own.device)
+    entries += (first - lengths.cumsum(0) + lengths)[own]
+    scores[own, pattern.index[entries].long()] = 0.0
+    threshold = kth_magnitude(scores, scores.numel() - wanted + 1).value.view(1)
+    return torch.where(threshold.isfinite() & (threshold > 0), threshold, -1.0)
 
 
 def grow_candidates(
@@ -219,11 +317,13 @@ def grow_candidates(
 
     Notes
     -----
-    Rows are taken in panels of 2¹⁹ products, 16 rows at least. A panel is a product of torch's, in
-    float32 (float64 of float64) and in torch's order of sums; what of it is above the threshold so
-    far is kept. There is memory for a panel and 2 k candidates, and 2 R C operations an element of
-    the batch; what comes beside these does not grow with the batch, and is as much again at one of
-    128. The device is waited for where the number of candidates is wanted.
+    Rows are taken in panels of 2²⁰ products, 16 rows at least. A panel is a product of torch's, in
+    float32 (float64 of float64) and in torch's order of sums; what of it is above a threshold is
+    appended to a list, in one pass. Where k is large, the threshold comes from a sample of rows
+    (one of 128), and all is done again if less than k were above it; where k is small, it is that
+    of the k largest so far. There is memory for a panel and 2 k candidates, and 2 R C operations an
+    element of the batch; what comes beside these does not grow with the batch, and is a third of
+    them at one of 128. The device is waited for where the number of candidates is wanted.
 
     References
     ----------
