@@ -28,7 +28,7 @@ class Board:
 
     def __init__(self, size: int) -> None:
         self.size, self.slots = size, [torch.empty(0)] * size
-        self.barrier = threading.Barrier(size, timeout=30)
+        self.barrier = threading.Barrier(size, timeout=120)
 
     def gather(self, rank: int, t: Tensor) -> list[Tensor]:
         self.slots[rank] = t
