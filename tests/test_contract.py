@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from recording import Call, Recorder, differences, equal, replay
 from regkern._registration import DIFFERENTIABLE
 from samples import SAMPLES, Sample
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map
 
 # Against the definition in float64: a few roundings of the result in the dtype. bfloat16 and
@@ -170,6 +172,30 @@ def test_functional_transforms(sample: Sample) -> None:
     if tensors[0].numel() <= 150:
         hessian = torch.func.jacrev(torch.func.grad(loss))(tensors[0])
         assert hessian.shape == (*x.shape, *x.shape)
+
+
+@differentiable
+def test_forward_mode(sample: Sample) -> None:
+    """Right, or refused: what torch.library does by itself is to drop the tangent."""
+    x, *rest = sample.tensors()
+    tangent = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(4))
+    for grad in (False, True):
+        slope, refusal = None, ""
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+            try:
+                y = sample.call(forward_ad.make_dual(x, tangent), *rest)
+            except (NotImplementedError, RuntimeError) as error:
+                refusal = str(error)
+            else:
+                slope = forward_ad.unpack_dual(y).tangent
+        if refusal:
+            assert re.search("forward.mode|forward AD|jvp", refusal)
+            continue
+        assert slope is not None
+        g = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
+        own = x.clone().requires_grad_()
+        (back,) = torch.autograd.grad(sample.call(own, *rest), own, g)
+        torch.testing.assert_close((slope * g).sum(), (back * tangent).sum())
 
 
 @every

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "regkern"
 
@@ -23,6 +24,15 @@ DIFFERENTIABLE: set[str] = set()
 
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 Backward = Callable[..., Any]
+
+
+def observed() -> bool:
+    """Whether somebody looks on who has to see an op as what it is: a compiler or a transform."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 class Op:
@@ -45,7 +55,18 @@ class Op:
             rest = self._arguments[len(args) :]
             named = [kwargs.get(a.name, a.default_value) for a in rest]
             return function_apply(self._function, *args, *named)
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            self._refuse_tangents(*args, *kwargs.values())
         return self.raw(*args, **kwargs)
+
+    def _refuse_tangents(self, *args: Any) -> None:
+        """torch.library drops tangents without a word."""
+        for t in (t for arg in args for t in _tensors_of(arg)):
+            if forward_ad.unpack_dual(t).tangent is not None:
+                raise NotImplementedError(
+                    f"regkern.{self.name}: expected no forward-mode derivatives, which are not "
+                    "supported, got a tensor with a tangent"
+                )
 
     def differentiable(self, setup_context: SetupContext, backward: Backward) -> None:
         """Registers the derivative.

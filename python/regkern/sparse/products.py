@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from regkern import _checks as checks
-from regkern._registration import Op, compute_dtype, register
+from regkern._registration import Op, compute_dtype, observed, register
 from regkern.sparse.pattern import SparsePattern, check_pattern
 
 #: What :func:`sparse_linear` knows to apply to its results.
@@ -56,19 +55,10 @@ _backward = register("sparse_linear_backward", _fake_backward)
 _NO_PATTERN = (None,) * (_PATTERN + 1)
 
 
-def _observed() -> bool:
-    """Whether somebody looks on who has to see an op as what it is: a compiler or a transform."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
-
-
 def _direct(op: Op, *args: Any) -> Any:
     """An op where nothing asks for a derivative: not through the autograd of torch.library, whose
     Python takes longer than a small product."""
-    if torch.is_grad_enabled() or _observed():
+    if torch.is_grad_enabled() or observed():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op.raw(*args)
@@ -219,7 +209,7 @@ def _layer(*args: Any) -> Tensor:
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     # What an activation is of comes out of the same pass, and the backward needs no other.
     kept = trained and activation not in _OF_RESULT
-    if _observed():
+    if observed():
         results = (_activated if kept else _linear)(*args)
     elif trained:
         results = _Layer.apply(*args)  # type: ignore[no-untyped-call]

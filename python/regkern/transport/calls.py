@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regkern._registration import Backward, Op, SetupContext
+from regkern._registration import Backward, Op, SetupContext, observed
 
 
 class Quick:
     """A differentiable op with an ``autograd.Function`` of its own in eager mode.
 
     What `torch.library` does around an op takes longer than thousands of problems of 4 x 4. Under
-    `torch.compile` and inside functorch transforms it is the op.
+    `torch.compile`, inside functorch transforms and in forward mode it is the op.
     """
 
     def __init__(self, op: Op, setup_context: SetupContext, backward: Backward) -> None:
@@ -38,10 +38,7 @@ class Quick:
         op.differentiable(setup_context, backward)
 
     def __call__(self, *args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-        ):
+        if observed():
             return self._op(*args)
         if torch.is_grad_enabled():
             for arg in args:
