@@ -62,7 +62,7 @@ class Op:
     def _refuse_tangents(self, *args: Any) -> None:
         """torch.library drops tangents without a word."""
         for t in (t for arg in args for t in _tensors_of(arg)):
-            if forward_ad.unpack_dual(t).tangent is not None:
+            if forward_ad.unpack_dual(t).tangent is not None:  # type: ignore[no-untyped-call]
                 raise NotImplementedError(
                     f"regkern.{self.name}: expected no forward-mode derivatives, which are not "
                     "supported, got a tensor with a tangent"

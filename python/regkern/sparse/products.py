@@ -329,7 +329,8 @@ def sparse_linear(
     any number of threads and on every device. 2 nnz operations an element of the batch forward, 4
     backward. Bytes moved: x is packed into tiles of the batch, an entry reads one vector of a tile,
     and y is written once; features first and whole tiles (64 of the batch, half as many of
-    batches up to 32, of more than 8192 features, and in float64) are read where they are.
+    batches up to 32, of more than 8192 features, and in float64) are read where they are; on CUDA
+    they are by products, and packed for the gradient.
 
     The backward of relu knows its result, the one of the other activations what they are of: in
     training that is written beside the result, and nothing is computed twice.
