@@ -322,7 +322,7 @@ def grow_candidates(
     appended to a list, in one pass. Where k is large, the threshold comes from a sample of rows
     (one of 128), and all is done again if less than k were above it; where k is small, it is that
     of the k largest so far. There is memory for a panel and 2 k candidates, and 2 R C operations an
-    element of the batch; what comes beside these does not grow with the batch, and is a third of
+    element of the batch; what comes beside these does not grow with the batch, and is half of
     them at one of 128. The device is waited for where the number of candidates is wanted.
 
     References
