@@ -10,24 +10,15 @@
 
 namespace regkern {
 
-// Offsets that do not fall, from 0 to `end`.
-inline void check_offsets(const Checks& check, const Tensor& offsets, const char* name,
-                          int64_t end) {
-  if constexpr (!kValuesReadable) return;
-  const auto* at = const_data<int64_t>(offsets);
-  const int64_t last = offsets.numel() - 1;
-  bool ok = at[0] == 0 && at[last] == end;
-  for (int64_t i = 0; i < last; ++i) ok = ok & (at[i] <= at[i + 1]);
-  check.that(ok, std::string("`") + name + "` that do not fall, from 0 to " + std::to_string(end),
-             "others");
+inline bool do_not_fall(const int64_t* at, int64_t count) {
+  bool ok = true;
+  for (int64_t i = 0; i + 1 < count; ++i) ok = ok & (at[i] <= at[i + 1]);
+  return ok;
 }
 
-// Indices in [0, end).
+// Whether indices are in [0, end).
 template <typename I>
-void check_indices(const Checks& check, const Tensor& indices, const char* name, int64_t end) {
-  if constexpr (!kValuesReadable) return;
-  const auto* at = const_data<I>(indices);
-  const int64_t count = indices.numel();
+bool all_below(const I* at, int64_t count, int64_t end) {
   // The sign of `wrong` is set by an index below 0 or behind the last. Bits alone: this loop is to
   // be as fast as reading.
   using U = std::make_unsigned_t<I>;
@@ -38,7 +29,26 @@ void check_indices(const Checks& check, const Tensor& indices, const char* name,
     const U own = static_cast<U>(at[i]);
     wrong |= own | (last - own);
   }
-  if (static_cast<I>(wrong) >= 0) return;
+  return static_cast<I>(wrong) >= 0;
+}
+
+// Offsets that do not fall, from 0 to `end`.
+inline void check_offsets(const Checks& check, const Tensor& offsets, const char* name,
+                          int64_t end) {
+  if constexpr (!kValuesReadable) return;
+  const auto* at = const_data<int64_t>(offsets);
+  const int64_t count = offsets.numel();
+  check.that(at[0] == 0 && at[count - 1] == end && do_not_fall(at, count),
+             std::string("`") + name + "` that do not fall, from 0 to " + std::to_string(end),
+             "others");
+}
+
+// Indices in [0, end).
+template <typename I>
+void check_indices(const Checks& check, const Tensor& indices, const char* name, int64_t end) {
+  if constexpr (!kValuesReadable) return;
+  const auto* at = const_data<I>(indices);
+  if (all_below(at, indices.numel(), end)) return;
   int64_t i = 0;
   while (at[i] >= 0 && at[i] < end) ++i;
   check.that(false, std::string("`") + name + "` in [0, " + std::to_string(end) + ")",

@@ -12,15 +12,10 @@ void check_rows(const Checks& check, const Tensor& offsets, const Tensor& index,
   if constexpr (!kValuesReadable) return;
   const int64_t* const at = const_data<int64_t>(offsets) + first;
   const int64_t nnz = index.numel();
-  bool ok = at[0] >= 0 && at[rows] <= nnz;
-  for (int64_t r = 0; r < rows; ++r) ok = ok & (at[r] <= at[r + 1]);
-  check.that(ok, "`offsets` that do not fall, up to " + std::to_string(nnz), "others");
-  const int32_t* const i = const_data<int32_t>(index);
-  // The sign says of both ends whether they are passed.
-  const int32_t last = static_cast<int32_t>(columns < INT32_MAX ? columns : INT32_MAX) - 1;
-  int32_t passed = 0;
-  for (int64_t e = at[0]; e < at[rows]; ++e) passed |= i[e] | (last - (i[e] & INT32_MAX));
-  check.that(passed >= 0, "`index` in [0, " + std::to_string(columns) + ")", "another");
+  check.that(at[0] >= 0 && at[rows] <= nnz && do_not_fall(at, rows + 1),
+             "`offsets` that do not fall, up to " + std::to_string(nnz), "others");
+  check.that(all_below(const_data<int32_t>(index) + at[0], at[rows] - at[0], columns),
+             "`index` in [0, " + std::to_string(columns) + ")", "another");
 }
 
 void sparse_grow_scan_(const Tensor& places, const Tensor& magnitudes, const Tensor& found,
