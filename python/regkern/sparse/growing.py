@@ -31,6 +31,10 @@ _ROWS = 16
 
 #: Scores of the rows from the first to before the second number, until the next are asked for.
 Panels = Callable[[int, int], Tensor]
+#: Of a panel, the sum of those of several processes.
+Total = Callable[[Tensor], Tensor]
+#: Outputs' gradients and inputs of several calls.
+Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 class Candidates(NamedTuple):
@@ -124,12 +128,13 @@ def largest_free(
     k: int,
     group_rows: int | None = None,
     guess: Callable[[], Tensor | None] | None = None,
+    of_all: Total | None = None,
 ) -> Candidates:
     """The k largest magnitudes of scores (R, C) at places without an entry.
 
     Panels of rows come one after the other, and none spans two groups of rows. ``guess()`` is a
     threshold, of one element, that somewhat more than k are likely to be above; where it is not so,
-    everything is done again without one.
+    everything is done again without one. Of several processes ``of_all`` is the sum of a panel.
     """
     rows, columns = pattern.shape
     device = pattern.device
@@ -139,10 +144,14 @@ def largest_free(
     step = min(group_rows, max(_ROWS, _PANEL // max(1, columns)))
     starts = [r for g in range(0, rows, group_rows) for r in range(g, g + group_rows, step)]
     ends = [min(r + step, (r // group_rows + 1) * group_rows) for r in starts]
-    threshold = None if guess is None else guess()
+    # How often processes wait for each other must not hang on what one of them guesses.
+    threshold = guess() if guess is not None and of_all is None else None
     largest: _Largest | None = None
     for start, end in zip(starts, ends, strict=True):
-        scores = panels(start, end).view(end - start, columns)
+        scores = panels(start, end)
+        if of_all is not None:
+            scores = of_all(scores)
+        scores = scores.view(end - start, columns)
         scores = scores.to(compute_dtype(scores))
         if largest is None:
             largest = _Largest(pattern, k, step * columns, scores.dtype)
@@ -152,7 +161,7 @@ def largest_free(
     assert largest is not None
     found = largest.candidates()
     if found.places.numel() < k:
-        return largest_free(panels, pattern, k, group_rows)
+        return largest_free(panels, pattern, k, group_rows, of_all=of_all)
     return found
 
 
@@ -186,25 +195,6 @@ def _distinct(end: int, count: int, generator: torch.Generator | None) -> Tensor
         drawn = drawn[order[first].sort().values]
         if drawn.numel() >= count:
             return drawn[:count].sort().values
-
-
-Pairs = Sequence[tuple[Tensor, Tensor]]
-
-
-#: Of a panel, the sum of those of several processes.
-Total = Callable[[Tensor], Tensor]
-
-
-def _added(
-    panel: Callable[[Tensor, Tensor, int, int], Tensor], pairs: Pairs, of_all: Total | None
-) -> Panels:
-    def panels(first: int, end: int) -> Tensor:
-        total = panel(*pairs[0], first, end)
-        for g, x in pairs[1:]:
-            total += panel(g, x, first, end)
-        return total if of_all is None else of_all(total)
-
-    return panels
 
 
 @torch.no_grad()
@@ -241,12 +231,9 @@ def linear_candidates(
         scores = space.get(end - first)
         if scores is None:
             scores = space[end - first] = flat[0][1].new_empty(end - first, pattern.shape[1])
-        scores = _product([g[:, first:end] for g, _ in flat], [x for _, x in flat], scores)
-        return scores if of_all is None else of_all(scores)
+        return _product([g[:, first:end] for g, _ in flat], [x for _, x in flat], scores)
 
-    # How often processes wait for each other must not hang on what one of them guesses.
-    guess = None if of_all is not None else lambda: _guess(flat, pattern, k)
-    return largest_free(panel, pattern, k, guess=guess)
+    return largest_free(panel, pattern, k, guess=lambda: _guess(flat, pattern, k), of_all=of_all)
 
 
 def _product(gs: Sequence[Tensor], xs: Sequence[Tensor], out: Tensor) -> Tensor:
@@ -381,7 +368,7 @@ def conv_candidates(
             )
         ready.append((g.to(compute_dtype(g)), wide))
 
-    def panel(g: Tensor, x: Tensor, first: int, end: int) -> Tensor:
+    def gradient(g: Tensor, x: Tensor, first: int, end: int) -> Tensor:
         group = first // outputs
         part = x if groups == 1 else x[:, group * channels : (group + 1) * channels]
         shape = (end - first, channels, *kernel)
@@ -390,7 +377,13 @@ def conv_candidates(
         )
         return weight
 
-    return largest_free(_added(panel, ready, of_all), pattern, k, outputs)
+    def panel(first: int, end: int) -> Tensor:
+        total = gradient(*ready[0], first, end)
+        for g, x in ready[1:]:
+            total += gradient(g, x, first, end)
+        return total
+
+    return largest_free(panel, pattern, k, outputs, of_all=of_all)
 
 
 def grow_candidates_conv2d(
