@@ -46,17 +46,15 @@ class Op:
         self._function: type[torch.autograd.Function] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (
-            self._function is not None
-            and not torch.compiler.is_compiling()
-            and torch._C._functorch.peek_interpreter_stack() is not None
-        ):
-            # A Function takes positions alone; the schema gives their order and defaults.
-            rest = self._arguments[len(args) :]
-            named = [kwargs.get(a.name, a.default_value) for a in rest]
-            return function_apply(self._function, *args, *named)
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            self._refuse_tangents(*args, *kwargs.values())
+        if not torch.compiler.is_compiling():
+            transformed = torch._C._functorch.peek_interpreter_stack() is not None
+            if self._function is not None and transformed:
+                # A Function takes positions alone; the schema gives their order and defaults.
+                rest = self._arguments[len(args) :]
+                named = [kwargs.get(a.name, a.default_value) for a in rest]
+                return function_apply(self._function, *args, *named)
+            if forward_ad._current_level >= 0:
+                self._refuse_tangents(*args, *kwargs.values())
         return self.raw(*args, **kwargs)
 
     def _refuse_tangents(self, *args: Any) -> None:
