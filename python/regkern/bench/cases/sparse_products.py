@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from regkern.bench.case import Case, Inputs, Rival
 from regkern.reference.sparse import products as reference
-from regkern.sparse import SparsePattern, sddmm, sparse_linear
+from regkern.sparse import SparsePattern, sddmm, sddmm_tiles, sparse_linear
 
 BATCH = 128
 
@@ -138,10 +139,6 @@ def _layer_case(columns: int, ratio: int, sparsity: int) -> Case:
     )
 
 
-def _masked(i: Inputs) -> Tensor:
-    return sddmm(i["g"], i["x"], i["pattern"])
-
-
 def _masked_definition(i: Inputs) -> Tensor:
     return reference.sddmm(i["g"], i["x"], i["pattern"])
 
@@ -154,6 +151,25 @@ def _masked_dense(i: Inputs) -> Tensor:
 def _masked_torch(i: Inputs) -> Tensor:
     found: Tensor = torch.sparse.sampled_addmm(i["csr"], i["g"].t(), i["x"], beta=0.0)
     return found
+
+
+def _masked_case(op: str, sampled: Callable[[Tensor, Tensor, SparsePattern], Tensor]) -> Case:
+    return Case(
+        op=op,
+        variant="4096_1percent",
+        shape=(BATCH, 4096),
+        small=(9, 20),
+        make=partial(_layer, 1, 0.01),
+        ours=lambda i: sampled(i["g"], i["x"], i["pattern"]),
+        reference=_masked_definition,
+        rivals=(
+            Rival("torch dense", "torch", lambda: _masked_dense, "the whole, and a gather"),
+            Rival("torch sampled_addmm", "torch", lambda: _masked_torch),
+        ),
+        more_dtypes=(torch.float64, torch.bfloat16),
+        floor="read",
+        passes=2.0,
+    )
 
 
 CASES = (
@@ -175,20 +191,6 @@ CASES = (
         floor="read",
         passes=2.0,
     ),
-    Case(
-        op="sddmm",
-        variant="4096_1percent",
-        shape=(BATCH, 4096),
-        small=(9, 20),
-        make=partial(_layer, 1, 0.01),
-        ours=_masked,
-        reference=_masked_definition,
-        rivals=(
-            Rival("torch dense", "torch", lambda: _masked_dense, "the whole, and a gather"),
-            Rival("torch sampled_addmm", "torch", lambda: _masked_torch),
-        ),
-        more_dtypes=(torch.float64, torch.bfloat16),
-        floor="read",
-        passes=2.0,
-    ),
+    _masked_case("sddmm", sddmm),
+    _masked_case("sddmm_tiles", sddmm_tiles),
 )
